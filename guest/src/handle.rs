@@ -1,0 +1,177 @@
+//! The #VE handler: take up the fault, then park the task or suspend the vCPU.
+
+use crate::platform::{Event, Platform, Sleep, SuspendReason};
+use crate::waiters::Waiter;
+use ve_apf_abi::access::{Bitmap, RingAccess};
+use ve_apf_abi::hypercall::{VE_APF_FAIL, VE_APF_RESOLVED};
+use ve_apf_abi::ring::{SlotIndex, VE_APF_CAUSE_NONE, injected_slot};
+use ve_apf_abi::word::{SlotWord, State};
+
+/// Where the CPU was when #VE came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// CPL 3.
+    User,
+    /// CPL 0.
+    Kernel,
+}
+
+/// What the exception entry does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// Return: the instruction executes again.
+    Retry,
+    /// Return: a fatal signal is pending, user mode will not be reached.
+    Killed,
+    /// The page can never come, for this `VE_APF_CAUSE_*`: SIGBUS, fixup or oops.
+    Fail {
+        /// `VE_APF_CAUSE_*`
+        cause: u16,
+        /// Guest-physical address.
+        gpa: u64,
+        /// Guest-linear address, where the host knew it.
+        gla: Option<u64>,
+    },
+    /// There was no fault to handle.
+    Spurious,
+}
+
+/// Handles #VE on the CPU `cpu`, with interrupts off; they are off again on return.
+///
+/// In injected mode the host raises #VE only where an interrupt could be taken, so what follows
+/// runs with nothing of ours below it, unless the task faults again while it parks.
+pub fn handle_ve<P: Platform>(cpu: &P, mode: Mode) -> Verdict {
+    let ring = cpu.ring();
+    let Some(slot) = injected_slot(ring.injected()) else {
+        cpu.report(Event::SpuriousVe);
+        return Verdict::Spurious;
+    };
+    let fault = ring.fault(slot);
+    // Interrupts are off, so until the task sleeps no second fault can be injected here.
+    ring.set_injected(0);
+    cpu.report(Event::Fault(slot, fault.gpa));
+
+    // The flag belongs to the handler that set it: a nested one must leave it alone.
+    let nested = cpu.enter_ve();
+    let permission = match (nested, mode) {
+        (true, _) => Err(SuspendReason::Nested),
+        (false, Mode::User) => Ok(Sleep::Killable),
+        (false, Mode::Kernel) => cpu.kernel_may_park(&fault).map(|()| Sleep::Unkillable),
+    };
+    let outcome = match permission {
+        Ok(sleep) => park(cpu, slot, sleep),
+        Err(reason) => Some(suspend(cpu, slot, reason)),
+    };
+    if !nested {
+        cpu.leave_ve();
+    }
+
+    let Some(word) = outcome else {
+        return Verdict::Killed;
+    };
+    let cause = if word.state() == State::FAIL { ring.cause(slot) } else { VE_APF_CAUSE_NONE };
+    free(cpu, slot, word);
+    if word.state() == State::FAIL {
+        cpu.report(Event::Failed(slot, cause));
+        let valid = fault.flags & ve_apf_abi::ring::VE_APF_SLOT_GLA_VALID != 0;
+        return Verdict::Fail { cause, gpa: fault.gpa, gla: valid.then_some(fault.gla) };
+    }
+    Verdict::Retry
+}
+
+/// Sleeps until the slot holds an outcome, which is returned; `None` if a fatal signal came first,
+/// and the slot belongs to the completion interrupt from then on.
+fn park<P: Platform>(cpu: &P, slot: SlotIndex, sleep: Sleep) -> Option<SlotWord> {
+    let ring = cpu.ring();
+    let word = ring.word(slot);
+    if !word.state().is_waiting() {
+        // The host was faster. A completion interrupt may still come for the slot; it finds
+        // nobody there.
+        cpu.report(Event::EarlyOutcome(slot));
+        return Some(word);
+    }
+    let generation = word.generation();
+    let task = cpu.current();
+    cpu.waiters(|waiters| waiters.set(slot, Waiter::Task(task)));
+    cpu.report(Event::Parked(slot, generation));
+
+    let mut slept = false;
+    let outcome = loop {
+        // Against the completion interrupt: it reads the word, then wakes us. We say that we
+        // sleep, then read the word. Whoever is later sees the other.
+        cpu.prepare_to_sleep(sleep);
+        let word = ring.word(slot);
+        if !word.state().is_waiting() {
+            break Some(word);
+        }
+        if slept {
+            cpu.report(Event::SpuriousWake(slot));
+        }
+        if sleep == Sleep::Killable && cpu.fatal_signal() {
+            // Under the lock the interrupt can not look between our look and our mark.
+            let left = cpu.waiters(|waiters| {
+                let word = ring.word(slot);
+                if word.state().is_waiting() {
+                    waiters.set(slot, Waiter::Abandoned);
+                    None
+                } else {
+                    Some(word)
+                }
+            });
+            if left.is_none() {
+                cpu.finish_sleep();
+                cpu.report(Event::Abandoned(slot, generation));
+                return None;
+            }
+            break left;
+        }
+        cpu.schedule();
+        slept = true;
+    };
+    cpu.finish_sleep();
+    cpu.waiters(|waiters| waiters.set(slot, Waiter::Nobody));
+    cpu.report(Event::Unparked(slot, generation));
+    outcome
+}
+
+/// Stops the vCPU until the slot holds an outcome.
+fn suspend<P: Platform>(cpu: &P, slot: SlotIndex, reason: SuspendReason) -> SlotWord {
+    let ring = cpu.ring();
+    let word = ring.word(slot);
+    if !word.state().is_waiting() {
+        return word;
+    }
+    let suspended = word.with_state(State::SUSPEND_ME);
+    if let Err(word) = ring.swap_word(slot, word, suspended) {
+        return word;
+    }
+    cpu.report(Event::Suspended(slot, reason));
+    loop {
+        let answer = cpu.submit(slot);
+        let word = ring.word(slot);
+        if !word.state().is_waiting() {
+            return word;
+        }
+        let done = [VE_APF_RESOLVED, VE_APF_FAIL].map(|answer| answer.cast_signed());
+        if answer < 0 || done.contains(&answer) {
+            // A host that refuses the slot, or lost it: the fault just happens again.
+            cpu.report(Event::Rescued(slot));
+            let resolved = suspended.with_state(State::RESOLVED);
+            return match ring.swap_word(slot, suspended, resolved) {
+                Ok(()) => resolved,
+                Err(word) => word,
+            };
+        }
+    }
+}
+
+/// Gives the slot back: first the word, then the bit, or the host could take a slot in use.
+pub(crate) fn free<P: Platform>(cpu: &P, slot: SlotIndex, word: SlotWord) {
+    let ring = cpu.ring();
+    // Of an outcome the host is done, so the swap can not fail.
+    if word.state().is_outcome()
+        && ring.swap_word(slot, word, word.with_state(State::NONE)).is_ok()
+    {
+        ring.clear_bits(Bitmap::Active, slot.bit());
+    }
+}

@@ -1,0 +1,151 @@
+//! Completion, on the vCPU's own thread: map the page, write the outcome, one interrupt for all.
+
+use crate::fault::guest_error;
+use crate::platform::{GuestError, Mapping, Resolution, Vcpu, Vm};
+use crate::vcpu::VcpuState;
+use crate::works::Finished;
+use ve_apf_abi::access::{Bitmap, RingAccess};
+use ve_apf_abi::ring::SlotIndex;
+use ve_apf_abi::word::{Generation, SlotWord, State};
+
+/// What a call of [`complete`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Completed {
+    /// Slots that became RESOLVED.
+    pub resolved: u32,
+    /// Slots that became FAIL.
+    pub failed: u32,
+    /// Of these, slots for which the vCPU was suspended.
+    pub suspended: u32,
+    /// The completion interrupt was raised.
+    pub interrupt: bool,
+}
+
+/// An outcome to be written: RESOLVED, or FAIL with its cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Outcome {
+    Resolved,
+    Fail(u16),
+}
+
+impl Outcome {
+    /// FAIL only if the memory as it is now says so too.
+    pub(crate) fn of(mapping: Mapping, resolution: Resolution) -> Self {
+        match (mapping, resolution) {
+            (Mapping::Failed(_), Resolution::Failed(cause)) => Self::Fail(cause),
+            (Mapping::Failed(cause), Resolution::Retry) => Self::Fail(cause),
+            (Mapping::Mapped | Mapping::NotNow, _) => Self::Resolved,
+        }
+    }
+}
+
+/// Empties the vCPU's mailbox. Before each guest entry that a kick asked for.
+///
+/// # Errors
+/// [`GuestError`] where the guest broke its ring.
+pub fn complete<C, M, const W: usize, const N: usize, const V: usize>(
+    vcpu: &C,
+    state: &mut VcpuState,
+    vm: &M,
+) -> Result<Completed, GuestError>
+where
+    C: Vcpu,
+    M: Vm<W, N, V>,
+{
+    let mut done = Completed::default();
+    let mut bits = 0;
+    let mut error = None;
+    while let Some(finished) = vm.locked(|works| works.take_mail(vcpu.index())) {
+        state.set_hold(finished.slot, None);
+        match publish_finished(vcpu, finished) {
+            Ok(Some((before, outcome))) => {
+                match outcome {
+                    Outcome::Resolved => done.resolved += 1,
+                    Outcome::Fail(_) => done.failed += 1,
+                }
+                if before == State::CAN_CONTINUE {
+                    bits |= finished.slot.bit();
+                } else {
+                    done.suspended += 1;
+                }
+            }
+            Ok(None) => {}
+            // The rest of the batch is finished all the same: a VMM may look at the VM.
+            Err(found) => error = Some(found),
+        }
+    }
+    if bits != 0 {
+        done.interrupt = announce(vcpu, state, bits);
+    }
+    error.map_or(Ok(done), Err)
+}
+
+/// The LAPIC was enabled, or the vector set: raises what could not be raised before.
+pub fn interrupts_possible<C: Vcpu>(vcpu: &C, state: &mut VcpuState) -> bool {
+    if !state.raise || !vcpu.can_interrupt() {
+        return false;
+    }
+    state.raise = false;
+    let waiting = vcpu.with_ring(|ring| ring.bits(Bitmap::Completed) != 0).unwrap_or(false);
+    if waiting {
+        vcpu.inject_irq();
+    }
+    waiting
+}
+
+/// Sets `completed` and raises the interrupt, or remembers to.
+pub(crate) fn announce<C: Vcpu>(vcpu: &C, state: &mut VcpuState, bits: u64) -> bool {
+    vcpu.with_ring(|ring| ring.set_bits(Bitmap::Completed, bits));
+    if vcpu.can_interrupt() {
+        vcpu.inject_irq();
+        return true;
+    }
+    state.raise = true;
+    false
+}
+
+fn publish_finished<C: Vcpu>(
+    vcpu: &C,
+    finished: Finished,
+) -> Result<Option<(State, Outcome)>, GuestError> {
+    // Before the outcome is visible, so that the woken task finds its page.
+    let outcome = Outcome::of(vcpu.map(finished.page), finished.resolution);
+    let published =
+        vcpu.with_ring(|ring| publish(ring, finished.slot, finished.generation, outcome));
+    match published {
+        Some(Ok(before)) => Ok(Some((before, outcome))),
+        Some(Err(error)) => Err(error),
+        // The guest took its ring's memory away; nobody is left to tell.
+        None => Ok(None),
+    }
+}
+
+/// How often a compare-and-swap that other CPUs of the guest disturb is tried.
+const TRIES: u32 = 4;
+
+/// Writes the outcome of one use of a slot; returns the state before.
+pub(crate) fn publish<R: RingAccess>(
+    ring: &R,
+    slot: SlotIndex,
+    generation: Generation,
+    outcome: Outcome,
+) -> Result<State, GuestError> {
+    let mut word = ring.word(slot);
+    for _ in 0..TRIES {
+        if word.generation() != generation || !word.state().is_waiting() {
+            break;
+        }
+        let new = match outcome {
+            Outcome::Resolved => State::RESOLVED,
+            Outcome::Fail(cause) => {
+                ring.set_cause(slot, cause);
+                State::FAIL
+            }
+        };
+        match ring.swap_word(slot, word, word.with_state(new)) {
+            Ok(()) => return Ok(word.state()),
+            Err(found) => word = found,
+        }
+    }
+    Err(guest_error(slot, word, SlotWord::new(generation, State::CAN_CONTINUE)))
+}

@@ -1,0 +1,167 @@
+//! A vCPU found a page missing: take a slot, join or start a work, inject #VE.
+
+use crate::platform::{GuestError, Page, Vcpu, Vm};
+use crate::vcpu::{Hold, VcpuState};
+use crate::works::{Full, Joined};
+use ve_apf_abi::access::{Bitmap, FaultInfo, RingAccess};
+use ve_apf_abi::ring::{SlotIndex, VE_APF_SLOT_MASK, injected_slot, injected_value};
+use ve_apf_abi::word::{SlotWord, State};
+
+/// Why the vCPU waits for the page instead. The numbers are those of the statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum SyncReason {
+    /// The guest could not take an interrupt at this instruction.
+    InterruptsOff = 0,
+    /// Another event is pending.
+    EventPending = 1,
+    /// A nested guest runs.
+    Nested = 2,
+    /// Mode, CPL or LAPIC do not allow it.
+    NotDeliverable = 3,
+    /// The guest has not taken the last one yet.
+    Injecting = 4,
+    /// All slots are in use.
+    NoSlot = 5,
+    /// The VM's tables are full, or no thread is free.
+    Full = 6,
+    /// The same instruction faulted on the same page again and again.
+    NoProgress = 7,
+    /// The ring cannot be reached.
+    NoRing = 8,
+}
+
+/// What became of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// #VE will be injected; run the guest.
+    Injected(SlotIndex, Joined),
+    /// Resolve it with the vCPU stopped.
+    Sync(SyncReason),
+}
+
+/// The vCPU exited on `page`, which is not there; `info` describes the access for the guest.
+///
+/// # Errors
+/// [`GuestError`] where the guest broke its ring.
+pub fn fault<C, M, const W: usize, const N: usize, const V: usize>(
+    vcpu: &C,
+    state: &mut VcpuState,
+    vm: &M,
+    page: Page,
+    info: FaultInfo,
+) -> Result<Answer, GuestError>
+where
+    C: Vcpu,
+    M: Vm<W, N, V>,
+{
+    if let Some(reason) = refusal(vcpu) {
+        return Ok(Answer::Sync(reason));
+    }
+    if !vm.locked(|works| works.is_running(page)) && !state.may_try(vcpu.rip(), page) {
+        return Ok(Answer::Sync(SyncReason::NoProgress));
+    }
+    let answer = vcpu
+        .with_ring(|ring| deliver(vcpu, ring, state, vm, page, info))
+        .unwrap_or(Ok(Answer::Sync(SyncReason::NoRing)))?;
+    if let Answer::Injected(..) = answer {
+        vcpu.inject_ve();
+    }
+    Ok(answer)
+}
+
+fn refusal<C: Vcpu>(vcpu: &C) -> Option<SyncReason> {
+    if vcpu.is_nested() || vcpu.nested_run_pending() {
+        Some(SyncReason::Nested)
+    } else if !vcpu.deliverable() {
+        Some(SyncReason::NotDeliverable)
+    } else if vcpu.event_pending() {
+        Some(SyncReason::EventPending)
+    } else if !vcpu.interrupt_allowed() {
+        Some(SyncReason::InterruptsOff)
+    } else {
+        None
+    }
+}
+
+fn deliver<C, M, const W: usize, const N: usize, const V: usize>(
+    vcpu: &C,
+    ring: &C::Ring,
+    state: &mut VcpuState,
+    vm: &M,
+    page: Page,
+    info: FaultInfo,
+) -> Result<Answer, GuestError>
+where
+    C: Vcpu,
+    M: Vm<W, N, V>,
+{
+    drop_lost_event(ring, state, vm)?;
+
+    let taken = ring.bits(Bitmap::Active) | state.held();
+    let Some(slot) = SlotIndex::lowest(!taken & VE_APF_SLOT_MASK) else {
+        return Ok(Answer::Sync(SyncReason::NoSlot));
+    };
+    if ring.set_bits(Bitmap::Active, slot.bit()) & slot.bit() != 0 {
+        // In hardware mode the guest takes slots too, on its other CPUs' behalf never: so this
+        // is a guest that plays with its ring. It waits.
+        return Ok(Answer::Sync(SyncReason::NoSlot));
+    }
+    let free = ring.word(slot);
+    if free.state() != State::NONE {
+        return Err(guest_error(slot, free, free.with_state(State::NONE)));
+    }
+    let generation = free.generation().next();
+    let joined = vm.locked(|works| works.join(vm, vcpu.index(), slot, generation, page));
+    let (ticket, joined) = match joined {
+        Ok(joined) => joined,
+        Err(Full::Table | Full::Threads) => {
+            ring.clear_bits(Bitmap::Active, slot.bit());
+            return Ok(Answer::Sync(SyncReason::Full));
+        }
+    };
+    // A work may be over before the next line; its mail waits for this thread.
+    state.set_hold(slot, Some(Hold { ticket, generation }));
+    ring.set_fault(slot, info);
+    let word = SlotWord::new(generation, State::CAN_CONTINUE);
+    if let Err(found) = ring.swap_word(slot, free, word) {
+        return Err(guest_error(slot, found, free));
+    }
+    ring.set_injected(injected_value(slot));
+    Ok(Answer::Injected(slot, joined))
+}
+
+/// The guest clears `injected` with interrupts off. If it could take an interrupt now and the
+/// word is still set, then somebody dropped the event (a VMM may): that use of the slot never was.
+fn drop_lost_event<R, M, const W: usize, const N: usize, const V: usize>(
+    ring: &R,
+    state: &mut VcpuState,
+    vm: &M,
+) -> Result<(), GuestError>
+where
+    R: RingAccess,
+    M: Vm<W, N, V>,
+{
+    let injected = ring.injected();
+    if injected == 0 {
+        return Ok(());
+    }
+    let Some(slot) = injected_slot(injected) else {
+        return Err(GuestError { slot: u8::MAX, word: injected, expected: 0 });
+    };
+    if let Some(hold) = state.hold(slot) {
+        vm.locked(|works| works.detach(hold.ticket));
+        state.set_hold(slot, None);
+    }
+    let word = ring.word(slot);
+    if ring.swap_word(slot, word, word.with_state(State::NONE)).is_err() {
+        return Err(guest_error(slot, ring.word(slot), word));
+    }
+    ring.clear_bits(Bitmap::Active, slot.bit());
+    ring.set_injected(0);
+    Ok(())
+}
+
+pub(crate) fn guest_error(slot: SlotIndex, found: SlotWord, expected: SlotWord) -> GuestError {
+    GuestError { slot: slot.get(), word: found.0, expected: expected.0 }
+}

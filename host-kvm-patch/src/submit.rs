@@ -1,0 +1,131 @@
+//! The hypercall's SUBMIT and STATUS.
+
+use crate::complete::{Outcome, publish};
+use crate::fault::guest_error;
+use crate::platform::{GuestError, Mapping, Page, Resolution, Vcpu, Vm};
+use crate::vcpu::{Hold, VcpuState};
+use ve_apf_abi::access::{Bitmap, FaultInfo, RingAccess};
+use ve_apf_abi::ring::{SlotIndex, VE_APF_QUAL_WRITE};
+use ve_apf_abi::word::{Generation, SlotWord, State};
+
+/// What SUBMIT or STATUS comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Submitted {
+    /// Return QUEUED.
+    Queued,
+    /// Return RESOLVED.
+    Resolved,
+    /// Return FAIL.
+    Fail,
+    /// Return UNKNOWN.
+    Unknown,
+    /// Return -EINVAL.
+    Invalid,
+    /// Do not return: stop the vCPU with RIP on the hypercall until something happens.
+    Halt,
+    /// Nothing could be queued: resolve the page with the vCPU stopped, then execute again.
+    Wait(Page),
+}
+
+/// The page a slot asks for, from words that were read once.
+#[must_use]
+pub fn page_of(fault: &FaultInfo) -> Page {
+    Page { gfn: fault.gpa >> 12, write: fault.qualification & VE_APF_QUAL_WRITE != 0 }
+}
+
+/// SUBMIT(`claim`). The mailbox was emptied before. Idempotent.
+///
+/// # Errors
+/// [`GuestError`] where the slot holds what the protocol does not allow.
+pub fn submit<C, M, const W: usize, const N: usize, const V: usize>(
+    vcpu: &C,
+    state: &mut VcpuState,
+    vm: &M,
+    claim: u64,
+) -> Result<Submitted, GuestError>
+where
+    C: Vcpu,
+    M: Vm<W, N, V>,
+{
+    let Some(slot) = SlotIndex::new(claim) else { return Ok(Submitted::Invalid) };
+    let Some((word, active, fault)) = vcpu.with_ring(|ring| {
+        ring.clear_bits(Bitmap::Submitted, slot.bit());
+        (ring.word(slot), ring.bits(Bitmap::Active), ring.fault(slot))
+    }) else {
+        return Ok(Submitted::Invalid);
+    };
+    match word.state() {
+        State::RESOLVED => return Ok(Submitted::Resolved),
+        State::FAIL => return Ok(Submitted::Fail),
+        State::NONE => return Ok(Submitted::Invalid),
+        State::CAN_CONTINUE | State::SUSPEND_ME => {}
+        _ => return Err(guest_error(slot, word, word.with_state(State::CAN_CONTINUE))),
+    }
+    let queued = match word.state() {
+        State::SUSPEND_ME => Submitted::Halt,
+        _ => Submitted::Queued,
+    };
+    if let Some(hold) = state.hold(slot) {
+        if hold.generation != word.generation() {
+            return Err(guest_error(slot, word, SlotWord::new(hold.generation, word.state())));
+        }
+        return Ok(queued);
+    }
+    if active & slot.bit() == 0 {
+        return Ok(Submitted::Invalid);
+    }
+    take_up(vcpu, state, vm, slot, word, page_of(&fault), queued)
+}
+
+/// A slot the host does not hold: the guest took it (hardware mode), or a restore lost it.
+fn take_up<C, M, const W: usize, const N: usize, const V: usize>(
+    vcpu: &C,
+    state: &mut VcpuState,
+    vm: &M,
+    slot: SlotIndex,
+    word: SlotWord,
+    page: Page,
+    queued: Submitted,
+) -> Result<Submitted, GuestError>
+where
+    C: Vcpu,
+    M: Vm<W, N, V>,
+{
+    let generation = word.generation();
+    let (outcome, answer) = match vcpu.map(page) {
+        Mapping::Mapped => (Outcome::Resolved, Submitted::Resolved),
+        mapping @ Mapping::Failed(_) => (Outcome::of(mapping, Resolution::Retry), Submitted::Fail),
+        Mapping::NotNow => {
+            let joined = vm.locked(|works| works.join(vm, vcpu.index(), slot, generation, page));
+            let Ok((ticket, _)) = joined else { return Ok(Submitted::Wait(page)) };
+            state.set_hold(slot, Some(Hold { ticket, generation }));
+            return Ok(queued);
+        }
+    };
+    // Answered at once: the slot says so too, `completed` does not.
+    match vcpu.with_ring(|ring| publish(ring, slot, generation, outcome)) {
+        Some(Ok(_)) => Ok(answer),
+        Some(Err(error)) => Err(error),
+        None => Ok(Submitted::Invalid),
+    }
+}
+
+/// STATUS(`claim`, `generation`). The mailbox was emptied before.
+pub fn status<C: Vcpu>(vcpu: &C, state: &VcpuState, claim: u64, generation: u64) -> Submitted {
+    let (Some(slot), Ok(generation)) = (SlotIndex::new(claim), u32::try_from(generation)) else {
+        return Submitted::Invalid;
+    };
+    let generation = Generation::new(generation);
+    if state.hold(slot).is_some_and(|hold| hold.generation == generation) {
+        return Submitted::Queued;
+    }
+    let word = vcpu.with_ring(|ring| ring.word(slot));
+    match word {
+        Some(word) if word.generation() == generation => match word.state() {
+            State::RESOLVED => Submitted::Resolved,
+            State::FAIL => Submitted::Fail,
+            _ => Submitted::Unknown,
+        },
+        _ => Submitted::Unknown,
+    }
+}

@@ -1,0 +1,370 @@
+//! What the VM is waiting for: works, the slots that wait for each, and the vCPUs' mailboxes.
+//!
+//! Everything here is guarded by the VM's lock, so that look-up and join, and finish and detach,
+//! are each one step. No allocation: capacities are fixed, a full table makes the fault wait
+//! synchronously. All-zero bytes are a valid empty value.
+
+use crate::platform::{Page, Resolution, Vm};
+use core::num::NonZeroU32;
+use ve_apf_abi::ring::SlotIndex;
+use ve_apf_abi::word::Generation;
+
+/// Index + 1 into an array; `None` ends a list.
+type Link = Option<NonZeroU32>;
+
+fn link(index: usize) -> Link {
+    NonZeroU32::new(u32::try_from(index).ok()?.checked_add(1)?)
+}
+
+fn index(link: NonZeroU32) -> usize {
+    usize::try_from(link.get() - 1).unwrap_or(usize::MAX)
+}
+
+/// One use of an entry of the work table. A finish that comes too late names an older use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct WorkId {
+    /// Place in the table.
+    pub index: u32,
+    /// Which use of that place.
+    pub serial: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Work {
+    page: Page,
+    serial: u32,
+    in_use: bool,
+    /// Slots that wait.
+    waiters: Link,
+    /// Next work in the same bucket, or next free one.
+    next: Link,
+}
+
+/// A slot of a vCPU that waits for a work, or lies in a mailbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Waiter {
+    vcpu: u32,
+    slot: u8,
+    generation: u32,
+    page: Page,
+    resolution: Resolution,
+    /// The work; `None` once it is finished.
+    work: Link,
+    /// Next waiter of the work, in the mailbox, or free.
+    next: Link,
+}
+
+/// A slot that waits, until its mail is taken or it is detached: by its vCPU's own thread alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket(NonZeroU32);
+
+/// A finished fault, taken out of a mailbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Finished {
+    /// Which slot.
+    pub slot: SlotIndex,
+    /// Which use of it.
+    pub generation: Generation,
+    /// The page it waited for.
+    pub page: Page,
+    /// How that ended.
+    pub resolution: Resolution,
+}
+
+/// Why a fault could not be queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Full {
+    /// No free work, no free waiter, or a vCPU index above the table.
+    Table,
+    /// No thread to resolve it.
+    Threads,
+}
+
+/// All works of a VM: at most `W` pages, `N` waiting slots, `V` vCPUs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Works<const W: usize = 1024, const N: usize = 4096, const V: usize = 4096> {
+    works: [Work; W],
+    buckets: [Link; W],
+    waiters: [Waiter; N],
+    mailboxes: [Link; V],
+    free_works: Link,
+    free_waiters: Link,
+    /// Entries never used so far lie above these.
+    used_works: usize,
+    used_waiters: usize,
+    running: u32,
+}
+
+impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
+    /// Nothing waits.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            works: [Work::default(); W],
+            buckets: [None; W],
+            waiters: [Waiter::default(); N],
+            mailboxes: [None; V],
+            free_works: None,
+            free_waiters: None,
+            used_works: 0,
+            used_waiters: 0,
+            running: 0,
+        }
+    }
+
+    /// How many works are not finished.
+    #[must_use]
+    pub fn running(&self) -> u32 {
+        self.running
+    }
+
+    /// Is anything in the vCPU's mailbox?
+    #[must_use]
+    pub fn has_mail(&self, vcpu: u32) -> bool {
+        self.mailbox(vcpu).is_some_and(|mailbox| mailbox.is_some())
+    }
+
+    /// Makes the slot wait for the page, with a work that runs already or one that `vm` starts.
+    ///
+    /// # Errors
+    /// [`Full`]; nothing waits then.
+    pub fn join<M: Vm<W, N, V>>(
+        &mut self,
+        vm: &M,
+        vcpu: u32,
+        slot: SlotIndex,
+        generation: Generation,
+        page: Page,
+    ) -> Result<(Ticket, Joined), Full> {
+        if self.mailbox(vcpu).is_none() {
+            return Err(Full::Table);
+        }
+        let entry = self.new_waiter().ok_or(Full::Table)?;
+        let found = self.find(page);
+        let (work, joined) = match found {
+            Some(work) => (work, Joined::Running),
+            None => match self.start(vm, page) {
+                Ok(work) => (work, Joined::Started),
+                Err(full) => {
+                    self.free_waiter(entry);
+                    return Err(full);
+                }
+            },
+        };
+        let head = match self.work_mut(work) {
+            Some(work) => core::mem::replace(&mut work.waiters, Some(entry)),
+            None => None,
+        };
+        if let Some(waiter) = self.waiter_mut(entry) {
+            *waiter = Waiter {
+                vcpu,
+                slot: slot.get(),
+                generation: generation.get(),
+                page,
+                resolution: Resolution::Retry,
+                work: Some(work),
+                next: head,
+            };
+        }
+        Ok((Ticket(entry), joined))
+    }
+
+    /// The work is over: every slot that waits for it goes to its vCPU's mailbox, whose vCPU is
+    /// kicked. A work that is not the one meant (any more) is left alone.
+    pub fn finish<M: Vm<W, N, V>>(&mut self, vm: &M, id: WorkId, resolution: Resolution) {
+        let Some(work) = link(usize::try_from(id.index).unwrap_or(usize::MAX)) else { return };
+        let Some(entry) = self.work_mut(work) else { return };
+        if !entry.in_use || entry.serial != id.serial {
+            return;
+        }
+        let mut next = entry.waiters.take();
+        self.remove(work);
+        while let Some(at) = next {
+            let Some(waiter) = self.waiter_mut(at) else { return };
+            next = waiter.next.take();
+            waiter.work = None;
+            waiter.resolution = resolution;
+            let vcpu = waiter.vcpu;
+            let head = match self.mailbox_mut(vcpu) {
+                Some(mailbox) => mailbox.replace(at),
+                None => return,
+            };
+            if let Some(waiter) = self.waiter_mut(at) {
+                waiter.next = head;
+            }
+            vm.kick(vcpu, vm.kick_mode());
+        }
+    }
+
+    /// Takes one finished fault of the vCPU.
+    pub fn take_mail(&mut self, vcpu: u32) -> Option<Finished> {
+        let at = (*self.mailbox(vcpu)?)?;
+        let waiter = *self.waiter_mut(at)?;
+        *self.mailbox_mut(vcpu)? = waiter.next;
+        self.free_waiter(at);
+        Some(Finished {
+            slot: SlotIndex::new(u64::from(waiter.slot))?,
+            generation: Generation::new(waiter.generation),
+            page: waiter.page,
+            resolution: waiter.resolution,
+        })
+    }
+
+    /// A slot waits no more; returns how its work ended, if it had. The ticket is used up.
+    pub fn detach(&mut self, ticket: Ticket) -> Option<Resolution> {
+        let waiter = *self.waiter_mut(ticket.0)?;
+        self.unlink(ticket.0, waiter);
+        self.free_waiter(ticket.0);
+        waiter.work.is_none().then_some(waiter.resolution)
+    }
+
+    /// Does a work run that would give this page?
+    #[must_use]
+    pub fn is_running(&self, page: Page) -> bool {
+        self.find(page).is_some()
+    }
+
+    /// Takes a waiter out of the list it is in: its work's, or its vCPU's mailbox.
+    fn unlink(&mut self, at: NonZeroU32, waiter: Waiter) {
+        let head = match waiter.work {
+            Some(work) => self.work_mut(work).map(|work| &mut work.waiters),
+            None => self.mailbox_mut(waiter.vcpu),
+        };
+        let Some(head) = head else { return };
+        if *head == Some(at) {
+            *head = waiter.next;
+            return;
+        }
+        let mut next = *head;
+        while let Some(before) = next {
+            let Some(entry) = self.waiter_mut(before) else { return };
+            if entry.next == Some(at) {
+                entry.next = waiter.next;
+                return;
+            }
+            next = entry.next;
+        }
+    }
+
+    fn start<M: Vm<W, N, V>>(&mut self, vm: &M, page: Page) -> Result<NonZeroU32, Full> {
+        let work = match self.free_works {
+            Some(work) => {
+                self.free_works = self.work_mut(work).and_then(|work| work.next.take());
+                work
+            }
+            None if self.used_works < W => {
+                let work = link(self.used_works).ok_or(Full::Table)?;
+                self.used_works += 1;
+                work
+            }
+            None => return Err(Full::Table),
+        };
+        let bucket = Self::bucket(page);
+        let head = self.buckets.get_mut(bucket).and_then(|head| head.replace(work));
+        let entry = self.work_mut(work).ok_or(Full::Table)?;
+        let serial = entry.serial.wrapping_add(1);
+        *entry = Work { page, serial, in_use: true, waiters: None, next: head };
+        self.running += 1;
+        let id = WorkId { index: work.get() - 1, serial };
+        if vm.start(id, page) {
+            return Ok(work);
+        }
+        self.remove(work);
+        Err(Full::Threads)
+    }
+
+    /// The running work that gives what is wanted: a write gives a read too.
+    fn find(&self, page: Page) -> Option<NonZeroU32> {
+        let mut next = self.buckets.get(Self::bucket(page)).copied().flatten();
+        while let Some(at) = next {
+            let work = self.works.get(index(at))?;
+            if work.page.gfn == page.gfn && (work.page.write || !page.write) {
+                return Some(at);
+            }
+            next = work.next;
+        }
+        None
+    }
+
+    fn remove(&mut self, work: NonZeroU32) {
+        let Some(entry) = self.work_mut(work) else { return };
+        let (page, after) = (entry.page, entry.next);
+        entry.in_use = false;
+        let free = self.free_works.replace(work);
+        if let Some(entry) = self.work_mut(work) {
+            entry.next = free;
+        }
+        self.running -= 1;
+        let Some(head) = self.buckets.get_mut(Self::bucket(page)) else { return };
+        if *head == Some(work) {
+            *head = after;
+            return;
+        }
+        let mut next = *head;
+        while let Some(before) = next {
+            let Some(entry) = self.work_mut(before) else { return };
+            if entry.next == Some(work) {
+                entry.next = after;
+                return;
+            }
+            next = entry.next;
+        }
+    }
+
+    fn new_waiter(&mut self) -> Option<NonZeroU32> {
+        if let Some(at) = self.free_waiters {
+            self.free_waiters = self.waiter_mut(at)?.next.take();
+            return Some(at);
+        }
+        if self.used_waiters >= N {
+            return None;
+        }
+        let at = link(self.used_waiters)?;
+        self.used_waiters += 1;
+        Some(at)
+    }
+
+    fn free_waiter(&mut self, at: NonZeroU32) {
+        let free = self.free_waiters.replace(at);
+        if let Some(waiter) = self.waiter_mut(at) {
+            *waiter = Waiter { next: free, ..Waiter::default() };
+        }
+    }
+
+    fn bucket(page: Page) -> usize {
+        // Fibonacci hashing: neighbouring gfns are the common case and must not collide.
+        let hash = page.gfn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        usize::try_from(hash).unwrap_or(0) % W.max(1)
+    }
+
+    fn work_mut(&mut self, at: NonZeroU32) -> Option<&mut Work> {
+        self.works.get_mut(index(at))
+    }
+
+    fn waiter_mut(&mut self, at: NonZeroU32) -> Option<&mut Waiter> {
+        self.waiters.get_mut(index(at))
+    }
+
+    fn mailbox(&self, vcpu: u32) -> Option<&Link> {
+        self.mailboxes.get(usize::try_from(vcpu).ok()?)
+    }
+
+    fn mailbox_mut(&mut self, vcpu: u32) -> Option<&mut Link> {
+        self.mailboxes.get_mut(usize::try_from(vcpu).ok()?)
+    }
+}
+
+impl<const W: usize, const N: usize, const V: usize> Default for Works<W, N, V> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Whether a fault found its work running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Joined {
+    /// Another fault had started it.
+    Running,
+    /// This one did.
+    Started,
+}

@@ -1,0 +1,1 @@
+//! ve-apf-payload
