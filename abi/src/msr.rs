@@ -77,10 +77,7 @@ pub const VE_APF_CAPS_INJECTED: u32 = 1;
 pub const VE_APF_CAPS_HARDWARE: u32 = 1 << 1;
 
 const_assert_eq!(
-    VE_APF_EN_RING_MASK
-        | VE_APF_EN_VERSION_MASK
-        | VE_APF_EN_RESERVED
-        | Enable::all().bits(),
+    VE_APF_EN_RING_MASK | VE_APF_EN_VERSION_MASK | VE_APF_EN_RESERVED | Enable::all().bits(),
     u64::MAX
 );
 

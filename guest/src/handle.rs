@@ -169,8 +169,7 @@ fn suspend<P: Platform>(cpu: &P, slot: SlotIndex, reason: SuspendReason) -> Slot
 pub(crate) fn free<P: Platform>(cpu: &P, slot: SlotIndex, word: SlotWord) {
     let ring = cpu.ring();
     // Of an outcome the host is done, so the swap can not fail.
-    if word.state().is_outcome()
-        && ring.swap_word(slot, word, word.with_state(State::NONE)).is_ok()
+    if word.state().is_outcome() && ring.swap_word(slot, word, word.with_state(State::NONE)).is_ok()
     {
         ring.clear_bits(Bitmap::Active, slot.bit());
     }

@@ -57,7 +57,7 @@ where
     let mut error = None;
     while let Some(finished) = vm.locked(|works| works.take_mail(vcpu.index())) {
         state.set_hold(finished.slot, None);
-        match publish_finished(vcpu, finished) {
+        match publish_finished(vcpu, state, finished) {
             Ok(Some((before, outcome))) => {
                 match outcome {
                     Outcome::Resolved => done.resolved += 1,
@@ -86,11 +86,12 @@ pub fn interrupts_possible<C: Vcpu>(vcpu: &C, state: &mut VcpuState) -> bool {
         return false;
     }
     state.raise = false;
-    let waiting = vcpu.with_ring(|ring| ring.bits(Bitmap::Completed) != 0).unwrap_or(false);
-    if waiting {
+    // Even if `completed` is 0: after a restore the interrupt tells of the epoch alone.
+    let enabled = vcpu.with_ring(|_| ()).is_some();
+    if enabled {
         vcpu.inject_irq();
     }
-    waiting
+    enabled
 }
 
 /// Sets `completed` and raises the interrupt, or remembers to.
@@ -106,10 +107,13 @@ pub(crate) fn announce<C: Vcpu>(vcpu: &C, state: &mut VcpuState, bits: u64) -> b
 
 fn publish_finished<C: Vcpu>(
     vcpu: &C,
+    state: &mut VcpuState,
     finished: Finished,
 ) -> Result<Option<(State, Outcome)>, GuestError> {
     // Before the outcome is visible, so that the woken task finds its page.
-    let outcome = Outcome::of(vcpu.map(finished.page), finished.resolution);
+    let mapping = vcpu.map(finished.page);
+    state.note_mapping(finished.page, mapping == Mapping::Mapped);
+    let outcome = Outcome::of(mapping, finished.resolution);
     let published =
         vcpu.with_ring(|ring| publish(ring, finished.slot, finished.generation, outcome));
     match published {

@@ -25,7 +25,7 @@ pub enum SyncReason {
     NoSlot = 5,
     /// The VM's tables are full, or no thread is free.
     Full = 6,
-    /// The same instruction faulted on the same page again and again.
+    /// The same instruction faulted on the same page again and again, and did not get further.
     NoProgress = 7,
     /// The ring cannot be reached.
     NoRing = 8,

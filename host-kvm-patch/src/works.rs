@@ -152,7 +152,7 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
             },
         };
         let head = match self.work_mut(work) {
-            Some(work) => core::mem::replace(&mut work.waiters, Some(entry)),
+            Some(work) => work.waiters.replace(entry),
             None => None,
         };
         if let Some(waiter) = self.waiter_mut(entry) {

@@ -1,17 +1,105 @@
-//! t
+//! The guest's side of ve-apf inside Linux: what `arch/x86/kernel/ve_apf/*.c` calls.
+//!
+//! * [`sys`]: the kernel's functions, as `internal.h` declares them.
+//! * [`cpu`]: one CPU as the state machine sees it; the only place that calls them.
+//! * [`ring_ptr`]: the page shared with the host.
+//!
+//! All of it runs with interrupts off, on the ring's own CPU, except that a task that slept in
+//! [`ve_apf_guest_exception`] may wake up on another one.
 #![no_std]
+#![deny(unsafe_op_in_unsafe_fn)]
+
 use ve_apf_abi as abi;
+
+mod cpu;
 mod ring_ptr;
-use ring_ptr::RingPtr;
-use abi::access::{RingAccess, Bitmap};
+mod sys;
+
+use crate::cpu::{Linux, init};
+use crate::sys::{Failure, PtRegs, RescueFound, VeApfCpu, Verdict};
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
+use ve_apf_guest::{complete, handle};
 
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! { loop {} }
-/// t
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: takes no argument and may be called in any context.
+    unsafe { sys::ve_apf_os_panic() }
+}
+
+/// Prepares the private array of a CPU. Once per CPU, before anything else.
+///
+/// # Safety
+/// `cpu` is a `struct ve_apf_cpu` that lives for ever and that nobody uses yet.
 #[unsafe(no_mangle)]
-pub extern "C" fn ve_apf_test(p: NonNull<u8>) -> u64 {
-    let r = unsafe { RingPtr::new(p) };
-    for s in abi::ring::each_slot(r.take_bits(Bitmap::Completed)) { if r.word(s).state().is_outcome() { return 1 } }
-    r.bits(Bitmap::Active)
+unsafe extern "C" fn ve_apf_guest_init(cpu: NonNull<VeApfCpu>) {
+    // SAFETY: passed on from the caller.
+    unsafe { init(cpu) }
+}
+
+/// #VE. Fills `failure` if the verdict is [`Verdict::Fail`].
+///
+/// # Safety
+/// `cpu` is this CPU's, prepared; `regs` those of the exception; interrupts are off.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ve_apf_guest_exception(
+    cpu: NonNull<VeApfCpu>,
+    regs: NonNull<PtRegs>,
+    user: bool,
+    failure: &mut MaybeUninit<Failure>,
+) -> Verdict {
+    let mode = if user { handle::Mode::User } else { handle::Mode::Kernel };
+    // SAFETY: passed on from the caller.
+    let linux = unsafe { Linux::new(cpu, Some(regs)) };
+    match handle::handle_ve(&linux, mode) {
+        handle::Verdict::Retry => Verdict::Retry,
+        handle::Verdict::Killed => Verdict::Killed,
+        handle::Verdict::Spurious => Verdict::Spurious,
+        handle::Verdict::Fail { cause, gpa, gla } => {
+            let gla_valid = gla.is_some();
+            failure.write(Failure { gpa, gla: gla.unwrap_or(0), gla_valid, cause });
+            Verdict::Fail
+        }
+    }
+}
+
+/// The completion interrupt.
+///
+/// # Safety
+/// `cpu` is this CPU's, prepared; interrupts are off.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ve_apf_guest_interrupt(cpu: NonNull<VeApfCpu>) {
+    // SAFETY: passed on from the caller.
+    complete::interrupt(&unsafe { Linux::new(cpu, None) });
+}
+
+/// Before EN is written.
+///
+/// # Safety
+/// As [`ve_apf_guest_interrupt`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ve_apf_guest_before_enable(cpu: NonNull<VeApfCpu>) {
+    // SAFETY: passed on from the caller.
+    complete::before_enable(&unsafe { Linux::new(cpu, None) });
+}
+
+/// After EN was written 0.
+///
+/// # Safety
+/// As [`ve_apf_guest_interrupt`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ve_apf_guest_after_disable(cpu: NonNull<VeApfCpu>) {
+    // SAFETY: passed on from the caller.
+    complete::after_disable(&unsafe { Linux::new(cpu, None) });
+}
+
+/// Now and then while tasks sleep.
+///
+/// # Safety
+/// As [`ve_apf_guest_interrupt`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ve_apf_guest_rescue(cpu: NonNull<VeApfCpu>) -> RescueFound {
+    // SAFETY: passed on from the caller.
+    let found = complete::rescue(&unsafe { Linux::new(cpu, None) });
+    RescueFound { active: found.active, lost: found.lost }
 }

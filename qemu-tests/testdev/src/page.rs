@@ -86,7 +86,14 @@ pub struct PolicyArgs {
 impl PolicyArgs {
     /// Every request is answered `us` microseconds after it came.
     pub fn fixed(us: u32) -> PolicyArgs {
-        PolicyArgs { min_us: us, max_us: us, order: Order::Fifo, never: false, burst: 0, hold_us: 0 }
+        PolicyArgs {
+            min_us: us,
+            max_us: us,
+            order: Order::Fifo,
+            never: false,
+            burst: 0,
+            hold_us: 0,
+        }
     }
 
     /// As words of the command page.
@@ -114,7 +121,14 @@ impl PolicyArgs {
             return None;
         }
         let never = how & 0x100 != 0;
-        Some(PolicyArgs { min_us, max_us, order, never, burst: burst.try_into().ok()?, hold_us: hold.try_into().ok()? })
+        Some(PolicyArgs {
+            min_us,
+            max_us,
+            order,
+            never,
+            burst: burst.try_into().ok()?,
+            hold_us: hold.try_into().ok()?,
+        })
     }
 }
 
@@ -150,12 +164,12 @@ impl CommandPage {
 
     /// 0 before the device answered, 1 after success, a negative errno after failure.
     pub fn status(&self) -> i32 {
-        self.get_u32(8).cast_signed()
+        i32::from_ne_bytes(self.get_u32(8).to_ne_bytes())
     }
 
     /// Written by the device.
     pub fn set_status(&mut self, status: i32) {
-        self.put_u32(8, status.cast_unsigned());
+        self.put_u32(8, u32::from_ne_bytes(status.to_ne_bytes()));
     }
 
     /// The four argument words.
@@ -258,7 +272,14 @@ mod tests {
 
     #[test]
     fn policy_round_trip() {
-        let policy = PolicyArgs { min_us: 5, max_us: 9, order: Order::Lifo, never: true, burst: 16, hold_us: 1000 };
+        let policy = PolicyArgs {
+            min_us: 5,
+            max_us: 9,
+            order: Order::Lifo,
+            never: true,
+            burst: 16,
+            hold_us: 1000,
+        };
         assert_eq!(PolicyArgs::from_args(policy.to_args()), Some(policy));
         let inverted = PolicyArgs { min_us: 9, max_us: 5, ..policy };
         assert_eq!(PolicyArgs::from_args(inverted.to_args()), None);

@@ -7,7 +7,9 @@ pub const PAGE_WORDS: usize = 512;
 /// Start value of a page's pattern.
 pub fn pattern_base(gfn: u64, round: u64) -> u64 {
     // splitmix64's finaliser
-    let mut z = gfn.wrapping_add(round.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(0x5851_f42d_4c95_7f2d);
+    let mut z = gfn
+        .wrapping_add(round.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        .wrapping_add(0x5851_f42d_4c95_7f2d);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

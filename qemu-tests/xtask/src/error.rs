@@ -37,22 +37,18 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 /// An error of `kind`: `what` happened, `todo` is what the user can do.
-pub(crate) fn fail(
-    kind: Kind,
-    what: impl Into<String>,
-    todo: impl Into<String>,
-) -> anyhow::Error {
+pub(crate) fn fail(kind: Kind, what: impl Into<String>, todo: impl Into<String>) -> anyhow::Error {
     Failure { kind, what: what.into(), todo: todo.into() }.into()
 }
 
 /// The line for the user and the exit code.
 pub(crate) fn describe(error: &anyhow::Error) -> (String, u8) {
-    if let Some(failure) = error.downcast_ref::<Failure>() {
-        return (one_line(&failure.to_string()), failure.kind as u8);
-    }
     let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
     let mut text = chain.join(": ");
-    let code = error.chain().find_map(|e| e.downcast_ref::<Failure>()).map_or(Kind::Environment, |f| f.kind);
+    let code = error
+        .chain()
+        .find_map(|e| e.downcast_ref::<Failure>())
+        .map_or(Kind::Environment, |f| f.kind);
     if error.chain().any(is_disk_full) {
         text.push_str(": free some disk space and run it again");
     }
@@ -60,9 +56,9 @@ pub(crate) fn describe(error: &anyhow::Error) -> (String, u8) {
 }
 
 fn is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
-    error
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|e| matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| {
+        matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+    })
 }
 
 fn one_line(text: &str) -> String {

@@ -66,11 +66,13 @@ const TABLE: &[Rule] = &[
     rule(BOTH, From::File("abi/kbuild/Makefile.ve_apf"), "scripts/Makefile.ve_apf"),
     rule(BOTH, From::File("abi/include/ve_apf_abi.h"), "include/linux/ve_apf_abi.h"),
     rule(GUEST, From::Sources("guest/linux/rust"), "arch/x86/kernel/ve_apf/rust"),
+    rule(GUEST, From::Sources("abi/kbuild"), "arch/x86/kernel/ve_apf/rust"),
     rule(GUEST, From::Sources("abi/src"), "arch/x86/kernel/ve_apf/rust/abi"),
     rule(GUEST, From::Sources("guest/src"), "arch/x86/kernel/ve_apf/rust/guest"),
     rule(GUEST, From::Crate("bitflags"), "arch/x86/kernel/ve_apf/rust/bitflags"),
     rule(GUEST, From::Crate("static_assertions"), "arch/x86/kernel/ve_apf/rust/static_assertions"),
     rule(HOST, From::Sources("host-kvm-patch/kvm/rust"), "arch/x86/kvm/ve_apf/rust"),
+    rule(HOST, From::Sources("abi/kbuild"), "arch/x86/kvm/ve_apf/rust"),
     rule(HOST, From::Sources("abi/src"), "arch/x86/kvm/ve_apf/rust/abi"),
     rule(HOST, From::Sources("host-kvm-patch/src"), "arch/x86/kvm/ve_apf/rust/host"),
     rule(HOST, From::Crate("bitflags"), "arch/x86/kvm/ve_apf/rust/bitflags"),
@@ -108,7 +110,9 @@ impl Want {
     pub(crate) fn hash(&self) -> String {
         let mut all = Vec::new();
         for patch in &self.patches {
-            all.extend(format!("patch {} {}\n", patch.name, paths::sha256(patch.text.as_bytes())).bytes());
+            all.extend(
+                format!("patch {} {}\n", patch.name, paths::sha256(patch.text.as_bytes())).bytes(),
+            );
         }
         for (path, bytes) in &self.files {
             all.extend(format!("file {path} {}\n", paths::sha256(bytes)).bytes());
@@ -131,7 +135,11 @@ fn collect(
         From::Sources(path) => rust_files(&root.join(path), rule.to, files),
         From::Crate(name) => {
             let dir = crates.get(name).ok_or_else(|| {
-                fail(Kind::Environment, format!("cargo does not know the crate {name}"), "run `cargo fetch`")
+                fail(
+                    Kind::Environment,
+                    format!("cargo does not know the crate {name}"),
+                    "run `cargo fetch`",
+                )
             })?;
             rust_files(&dir.join("src"), rule.to, files)?;
             // The crate's licence travels with its sources.
@@ -171,17 +179,23 @@ fn registry_crates(root: &Path) -> Result<HashMap<String, PathBuf>> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["metadata", "--format-version", "1"]).current_dir(root);
     let text = proc::stdout_of(&mut command)?;
-    let metadata: serde_json::Value = serde_json::from_str(&text).context("reading cargo metadata")?;
+    let metadata: serde_json::Value =
+        serde_json::from_str(&text).context("reading cargo metadata")?;
     let packages = metadata.get("packages").and_then(|p| p.as_array());
     let pairs = packages.into_iter().flatten().filter_map(|package| {
         let name = package.get("name")?.as_str()?;
         let manifest = package.get("manifest_path")?.as_str()?;
         // Another crate may depend on an older major version; we use the newest.
-        Some((name.to_owned(), package.get("version")?.as_str()?.to_owned(), Path::new(manifest).parent()?.to_owned()))
+        Some((
+            name.to_owned(),
+            package.get("version")?.as_str()?.to_owned(),
+            Path::new(manifest).parent()?.to_owned(),
+        ))
     });
     let mut newest: HashMap<String, (Vec<u64>, PathBuf)> = HashMap::new();
     for (name, version, dir) in pairs {
-        let version: Vec<u64> = version.split(['.', '-', '+']).filter_map(|n| n.parse().ok()).collect();
+        let version: Vec<u64> =
+            version.split(['.', '-', '+']).filter_map(|n| n.parse().ok()).collect();
         if newest.get(&name).is_none_or(|(old, _)| *old < version) {
             newest.insert(name, (version, dir));
         }

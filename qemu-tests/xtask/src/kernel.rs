@@ -12,11 +12,11 @@ mod build;
 pub(crate) mod source;
 
 /// Change this when the way of building changes, so that old entries are not found.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 /// Entries that survive.
 const KEEP: usize = 4;
 /// Applied first; other fragments follow by name.
-const FIRST_FRAGMENT: &str = "lab.config";
+const FIRST_FRAGMENT: &str = "kernel.config";
 
 /// A kernel in the cache.
 pub(crate) struct Kernel {
@@ -55,7 +55,11 @@ pub(crate) fn ensure() -> Result<Kernel> {
     let config = fragments.iter().map(|f| f.text.as_str()).collect::<Vec<_>>().join("\n");
     let build_dir = cache.join("build-lab");
     let image = build::bzimage(&source, &build_dir, &config, &cache.join("logs"))?;
-    for (from, to) in [(build_dir.join(".config"), "config"), (build_dir.join("System.map"), "System.map"), (image, "bzImage")] {
+    for (from, to) in [
+        (build_dir.join(".config"), "config"),
+        (build_dir.join("System.map"), "System.map"),
+        (image, "bzImage"),
+    ] {
         // The image comes last: an entry with one is complete.
         let bytes = std::fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
         paths::write_atomic(&entry.join(to), &bytes)?;
@@ -80,7 +84,8 @@ fn fragments(dir: &Path) -> Result<Vec<Fragment>> {
     for entry in std::fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
         let path = entry.with_context(|| format!("reading {}", dir.display()))?.path();
         if path.extension().is_some_and(|e| e == "config") {
-            let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            let text = std::fs::read_to_string(&path)
+                .with_context(|| format!("reading {}", path.display()))?;
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             all.push(Fragment { name, text });
         }
@@ -95,9 +100,18 @@ fn key(version: &str, wants: &[Want], fragments: &[Fragment]) -> Result<String> 
         text.push_str(&format!("{:?} {}\n", want.side, want.hash()));
     }
     for fragment in fragments {
-        text.push_str(&format!("config {} {}\n", fragment.name, paths::sha256(fragment.text.as_bytes())));
+        text.push_str(&format!(
+            "config {} {}\n",
+            fragment.name,
+            paths::sha256(fragment.text.as_bytes())
+        ));
     }
-    for tool in [&["gcc", "--version"][..], &["ld", "--version"], &["rustc", "-vV"], &["/usr/bin/rustc", "-vV"]] {
+    for tool in [
+        &["gcc", "--version"][..],
+        &["ld", "--version"],
+        &["rustc", "-vV"],
+        &["/usr/bin/rustc", "-vV"],
+    ] {
         // A compiler that is not there is part of the key like any other.
         let version = proc::stdout_of(Command::new(tool[0]).args(&tool[1..])).unwrap_or_default();
         text.push_str(&format!("tool {} {version}\n", tool[0]));
@@ -111,10 +125,12 @@ fn key(version: &str, wants: &[Want], fragments: &[Fragment]) -> Result<String> 
 fn lock(cache: &Path) -> Result<std::fs::File> {
     use rustix::fs::{FlockOperation, flock};
     let path = cache.join("lock");
-    let file = std::fs::File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    let file =
+        std::fs::File::create(&path).with_context(|| format!("creating {}", path.display()))?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         let stage = Stage::new("kernel: waiting for another build in this cache", None);
-        flock(&file, FlockOperation::LockExclusive).with_context(|| format!("locking {}", path.display()))?;
+        flock(&file, FlockOperation::LockExclusive)
+            .with_context(|| format!("locking {}", path.display()))?;
         stage.done("");
     }
     Ok(file)
@@ -125,7 +141,9 @@ fn prune(images: &Path) -> Result<()> {
         .with_context(|| format!("reading {}", images.display()))?
         .filter_map(|e| {
             let path = e.ok()?.path();
-            let used = std::fs::metadata(path.join("bzImage")).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+            let used = std::fs::metadata(path.join("bzImage"))
+                .and_then(|m| m.modified())
+                .unwrap_or(SystemTime::UNIX_EPOCH);
             Some((used, path))
         })
         .collect();
@@ -144,11 +162,12 @@ mod tests {
     #[test]
     fn the_base_fragment_comes_first() {
         let dir = tempfile::TempDir::new().unwrap();
-        for name in ["a.config", "lab.config", "z.config", "README"] {
+        for name in ["a.config", "kernel.config", "z.config", "README"] {
             std::fs::write(dir.path().join(name), name).unwrap();
         }
-        let names: Vec<String> = fragments(dir.path()).unwrap().into_iter().map(|f| f.name).collect();
-        assert_eq!(names, ["lab.config", "a.config", "z.config"]);
+        let names: Vec<String> =
+            fragments(dir.path()).unwrap().into_iter().map(|f| f.name).collect();
+        assert_eq!(names, ["kernel.config", "a.config", "z.config"]);
     }
 
     #[test]

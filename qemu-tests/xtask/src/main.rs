@@ -3,13 +3,25 @@
 //! Exit codes: 0 all went well, 1 a test case failed, 2 wrong usage, 3 a tool, the disk or the network is
 //! missing, 4 a kernel tree is of another version or a patch does not apply or does not build.
 
+mod boot;
+mod cases;
+mod closure;
+mod cpio;
+mod demo;
 mod error;
+mod expect;
+mod host_tests;
+mod initrd;
 mod install;
 mod kernel;
 mod paths;
 mod proc;
+mod record;
+mod report;
+mod runner;
 mod series;
 mod setup;
+mod test;
 mod tree;
 mod ui;
 
@@ -20,8 +32,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Asynchronous page faults as #VE: build, test, show", after_help = "\
-Exit codes: 0 ok, 1 a test case failed, 2 usage, 3 environment (tool, disk, network), 4 kernel tree or patch")]
+#[command(
+    name = "cargo xtask",
+    about = "Asynchronous page faults as #VE: build, test, show",
+    after_help = "\
+Exit codes: 0 ok, 1 a test case failed, 2 usage, 3 environment (tool, disk, network), 4 kernel tree or patch"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Cmd,
@@ -35,6 +51,10 @@ enum Cmd {
     Patch(PatchArgs),
     /// Build the test kernel, or find it in the cache, and print its path
     Kernel,
+    /// Run every test: on the host, and in booted kernels
+    Test(test::TestArgs),
+    /// Show it: three modes side by side, a table and a picture
+    Demo,
 }
 
 #[derive(Args)]
@@ -83,8 +103,14 @@ fn run() -> anyhow::Result<ExitCode> {
             let kernel = kernel::ensure()?;
             println!("{}", kernel.bzimage.display());
         }
+        Cmd::Test(args) => return Ok(verdict(test::run(&args)?)),
+        Cmd::Demo => return Ok(verdict(demo::run()?)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn verdict(ok: bool) -> ExitCode {
+    if ok { ExitCode::SUCCESS } else { ExitCode::from(Kind::Case as u8) }
 }
 
 fn patch(args: &PatchArgs) -> anyhow::Result<()> {
@@ -92,7 +118,11 @@ fn patch(args: &PatchArgs) -> anyhow::Result<()> {
     for (side, dir) in [(Side::Guest, &args.guest), (Side::Host, &args.host)] {
         let Some(dir) = dir else { continue };
         let real = dir.canonicalize().map_err(|e| {
-            fail(Kind::Tree, format!("{} cannot be used ({e})", dir.display()), "give the top of a Linux 6.12 tree")
+            fail(
+                Kind::Tree,
+                format!("{} cannot be used ({e})", dir.display()),
+                "give the top of a Linux 6.12 tree",
+            )
         })?;
         let want = Want::load(side)?;
         match by_dir.iter_mut().find(|(d, _)| *d == real) {
@@ -101,7 +131,11 @@ fn patch(args: &PatchArgs) -> anyhow::Result<()> {
         }
     }
     if by_dir.is_empty() {
-        return Err(fail(Kind::Usage, "no tree given", "cargo xtask patch --guest DIR, --host DIR, or both"));
+        return Err(fail(
+            Kind::Usage,
+            "no tree given",
+            "cargo xtask patch --guest DIR, --host DIR, or both",
+        ));
     }
     if !setup::have("patch") {
         return Err(fail(Kind::Environment, "patch(1) is not installed", "apt-get install patch"));

@@ -43,13 +43,16 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         .with_context(|| format!("writing {}", path.display()))?;
     std::io::Write::write_all(&mut file.as_file(), bytes)
         .with_context(|| format!("writing {}", path.display()))?;
-    file.persist(path).map_err(|e| e.error).with_context(|| format!("writing {}", path.display()))?;
+    file.persist(path)
+        .map_err(|e| e.error)
+        .with_context(|| format!("writing {}", path.display()))?;
     Ok(())
 }
 
 /// Refuses early when fewer than `gib` GiB are free at `dir`.
 pub(crate) fn need_space(dir: &Path, gib: u64) -> Result<()> {
-    let stat = rustix::fs::statvfs(dir).with_context(|| format!("asking for free space at {}", dir.display()))?;
+    let stat = rustix::fs::statvfs(dir)
+        .with_context(|| format!("asking for free space at {}", dir.display()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize) >> 30;
     if free < gib {
         return Err(fail(

@@ -70,11 +70,6 @@ impl Running {
     pub(crate) fn wait(mut self) -> Result<ExitStatus> {
         self.child.wait().with_context(|| format!("waiting for {}", self.name))
     }
-
-    /// The status, if it has ended.
-    pub(crate) fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().with_context(|| format!("waiting for {}", self.name))
-    }
 }
 
 impl Drop for Running {
@@ -105,7 +100,8 @@ pub(crate) fn stdout_of(command: &mut Command) -> Result<String> {
     if !out.status.success() {
         let name = command.get_program().to_string_lossy().into_owned();
         let stderr = String::from_utf8_lossy(&out.stderr);
-        let last = stderr.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message").to_owned();
+        let last =
+            stderr.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message").to_owned();
         return Err(fail(Kind::Environment, format!("{name} failed ({}): {last}", out.status), ""));
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())

@@ -27,15 +27,22 @@ impl Patch {
                     Some(b'-') => hunk_lines.0 = hunk_lines.0.saturating_sub(1),
                     Some(b'+') => hunk_lines.1 = hunk_lines.1.saturating_sub(1),
                     Some(b'\\') => {}
-                    _ => hunk_lines = (hunk_lines.0.saturating_sub(1), hunk_lines.1.saturating_sub(1)),
+                    _ => {
+                        hunk_lines =
+                            (hunk_lines.0.saturating_sub(1), hunk_lines.1.saturating_sub(1))
+                    }
                 }
                 continue;
             }
             if let Some(ranges) = line.strip_prefix("@@ -") {
                 hunk_lines = hunk_size(ranges);
-            } else if let Some(path) = line.strip_prefix("--- a/").or_else(|| line.strip_prefix("+++ b/")) {
+            } else if let Some(path) =
+                line.strip_prefix("--- a/").or_else(|| line.strip_prefix("+++ b/"))
+            {
                 paths.insert(path.split('\t').next().unwrap_or(path).to_owned());
-            } else if let Some(path) = line.strip_prefix("rename from ").or_else(|| line.strip_prefix("rename to ")) {
+            } else if let Some(path) =
+                line.strip_prefix("rename from ").or_else(|| line.strip_prefix("rename to "))
+            {
                 paths.insert(path.to_owned());
             }
         }
@@ -59,7 +66,8 @@ pub(crate) fn read(dir: &Path) -> Result<Vec<Patch>> {
     if !list.exists() {
         return Ok(Vec::new());
     }
-    let text = std::fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
+    let text =
+        std::fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
     let mut patches = Vec::new();
     for name in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
         let path = dir.join(name);

@@ -17,7 +17,7 @@ const fn need(package: &'static str, probe: &'static str, why: &'static str) -> 
     Need { package, probe, why }
 }
 
-/// A probe that starts with '/' is a file, anything else a program on PATH.
+/// A probe that starts with '/' is a file, anything else a program on PATH; [`RUST_SOURCE`] is neither.
 const NEEDS: &[Need] = &[
     need("build-essential", "g++", "compiler"),
     need("libc6-dev", "/usr/lib/x86_64-linux-gnu/libc.a", "static guest binaries"),
@@ -31,11 +31,14 @@ const NEEDS: &[Need] = &[
     need("xz-utils", "xz", "unpacking the kernel source"),
     need("patch", "patch", "the patch series"),
     need("linux-source-6.12", crate::kernel::source::TARBALL, "kernel source"),
-    need("rustc-web", "/usr/bin/rustc", "Rust objects in the kernel"),
-    need("rust-web-src", "/usr/share/doc/rust-web-src", "core for the kernel's target"),
+    need("rustc-web", RUST_SOURCE, "Rust objects in the kernel"),
+    need("rust-web-src", RUST_SOURCE, "source of core, for the kernel's target"),
     need("qemu-system-x86", "qemu-system-x86_64", "the test machine, and a client in it"),
     need("seabios", "/usr/share/seabios/bios-256k.bin", "firmware of the test machine"),
 ];
+
+/// Not a path: some rustc must have the source of its library, as abi/kbuild/Makefile.ve_apf looks for it.
+const RUST_SOURCE: &str = "a rustc with rust-src";
 
 /// Makes sure that everything needed is installed; quick when it is.
 pub(crate) fn ensure() -> Result<()> {
@@ -122,17 +125,29 @@ fn apt(args: &[&str]) -> Result<bool> {
 }
 
 fn has_candidate(package: &str) -> bool {
-    proc::stdout_of(Command::new("apt-cache").args(["policy", package]))
-        .is_ok_and(|text| text.lines().any(|l| l.trim().starts_with("Candidate:") && !l.contains("(none)")))
+    proc::stdout_of(Command::new("apt-cache").args(["policy", package])).is_ok_and(|text| {
+        text.lines().any(|l| l.trim().starts_with("Candidate:") && !l.contains("(none)"))
+    })
 }
 
 fn present(need: &Need) -> bool {
-    if need.probe.starts_with('/') { Path::new(need.probe).exists() } else { have(need.probe) }
+    match need.probe {
+        RUST_SOURCE => ["rustc", "/usr/bin/rustc"].into_iter().any(has_library_source),
+        path if path.starts_with('/') => Path::new(path).exists(),
+        program => have(program),
+    }
+}
+
+fn has_library_source(rustc: &str) -> bool {
+    proc::stdout_of(Command::new(rustc).args(["--print", "sysroot"])).is_ok_and(|root| {
+        Path::new(root.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs").exists()
+    })
 }
 
 /// Is there such a program on PATH?
 pub(crate) fn have(program: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }
 
 fn is_debian() -> bool {

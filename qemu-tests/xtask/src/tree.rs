@@ -73,10 +73,15 @@ pub(crate) fn plan(dir: &Path, wants: &[Want], edited: Edited) -> Result<Vec<Cha
 fn check_version(dir: &Path) -> Result<()> {
     let makefile = dir.join("Makefile");
     let text = std::fs::read_to_string(&makefile).map_err(|e| {
-        fail(Kind::Tree, format!("{} is no kernel tree ({e})", dir.display()), "give the top of a Linux 6.12 tree")
+        fail(
+            Kind::Tree,
+            format!("{} is no kernel tree ({e})", dir.display()),
+            "give the top of a Linux 6.12 tree",
+        )
     })?;
     let field = |name: &str| -> Option<u32> {
-        let value = text.lines().find_map(|l| l.strip_prefix(name)?.trim_start().strip_prefix('='))?;
+        let value =
+            text.lines().find_map(|l| l.strip_prefix(name)?.trim_start().strip_prefix('='))?;
         value.trim().parse().ok()
     };
     let found = field("VERSION").zip(field("PATCHLEVEL"));
@@ -108,7 +113,10 @@ fn read_stamp(dir: &Path, side: Side) -> Result<Option<Stamp>> {
 
 fn is_done(dir: &Path, want: &Want, stamp: Option<&Stamp>) -> bool {
     stamp.is_some_and(|s| s.hash == want.hash())
-        && want.files.iter().all(|(path, bytes)| std::fs::read(dir.join(path)).is_ok_and(|b| b == *bytes))
+        && want
+            .files
+            .iter()
+            .all(|(path, bytes)| std::fs::read(dir.join(path)).is_ok_and(|b| b == *bytes))
 }
 
 /// A file at one of our places must be what we put there, or what we are about to put there.
@@ -123,7 +131,10 @@ fn check_not_edited(dir: &Path, wants: &[Want], stamps: &BTreeMap<Side, Stamp>) 
             if !ours && want.files.get(path) != Some(&now) {
                 return Err(fail(
                     Kind::Tree,
-                    format!("{} was not put there by xtask, or was changed since", dir.join(path).display()),
+                    format!(
+                        "{} was not put there by xtask, or was changed since",
+                        dir.join(path).display()
+                    ),
                     "move your version away and run it again",
                 ));
             }
@@ -133,20 +144,33 @@ fn check_not_edited(dir: &Path, wants: &[Want], stamps: &BTreeMap<Side, Stamp>) 
 }
 
 /// Undoes the recorded series and applies the wanted ones in a copy of the touched files.
-fn patched_files(dir: &Path, wants: &[Want], stamps: &BTreeMap<Side, Stamp>) -> Result<Vec<Change>> {
+fn patched_files(
+    dir: &Path,
+    wants: &[Want],
+    stamps: &BTreeMap<Side, Stamp>,
+) -> Result<Vec<Change>> {
     let old = |side| stamps.get(&side).map(|s| s.patches.as_slice()).unwrap_or_default();
     // A side that is there already and was not asked for is put back as it was.
-    let new = |side| wants.iter().find(|w| w.side == side).map_or_else(|| old(side), |w| w.patches.as_slice());
+    let new = |side| {
+        wants.iter().find(|w| w.side == side).map_or_else(|| old(side), |w| w.patches.as_slice())
+    };
 
-    let touched: BTreeSet<String> =
-        Side::ALL.iter().flat_map(|&s| old(s).iter().chain(new(s))).flat_map(Patch::touched).collect();
-    let work = tempfile::Builder::new().prefix("ve-apf-").tempdir().context("making a temporary directory")?;
+    let touched: BTreeSet<String> = Side::ALL
+        .iter()
+        .flat_map(|&s| old(s).iter().chain(new(s)))
+        .flat_map(Patch::touched)
+        .collect();
+    let work = tempfile::Builder::new()
+        .prefix("ve-apf-")
+        .tempdir()
+        .context("making a temporary directory")?;
     for path in &touched {
         check_relative(path)?;
         let from = dir.join(path);
         if from.is_file() {
             let to = work.path().join(path);
-            std::fs::create_dir_all(to.parent().unwrap_or(work.path())).context("copying files to try the patches")?;
+            std::fs::create_dir_all(to.parent().unwrap_or(work.path()))
+                .context("copying files to try the patches")?;
             std::fs::copy(&from, &to).with_context(|| format!("copying {}", from.display()))?;
         }
     }
@@ -155,7 +179,11 @@ fn patched_files(dir: &Path, wants: &[Want], stamps: &BTreeMap<Side, Stamp>) -> 
             run_patch(work.path(), patch, true).map_err(|line| {
                 fail(
                     Kind::Tree,
-                    format!("{}: {} of an earlier run cannot be undone ({line})", dir.display(), patch.name),
+                    format!(
+                        "{}: {} of an earlier run cannot be undone ({line})",
+                        dir.display(),
+                        patch.name
+                    ),
                     "undo your own changes to that file, or start from a pristine tree",
                 )
             })?;
@@ -201,7 +229,8 @@ fn run_patch(dir: &Path, patch: &Patch, reverse: bool) -> std::result::Result<()
     if out.status.success() {
         return Ok(());
     }
-    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    let text =
+        String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     let mut file = "";
     for line in text.lines() {
         if let Some(name) = line.strip_prefix("patching file ") {
@@ -216,7 +245,11 @@ fn run_patch(dir: &Path, patch: &Patch, reverse: bool) -> std::result::Result<()
     Err(text.lines().last().unwrap_or("no message").to_owned())
 }
 
-fn installed_files(dir: &Path, wants: &[Want], stamps: &BTreeMap<Side, Stamp>) -> Result<Vec<Change>> {
+fn installed_files(
+    dir: &Path,
+    wants: &[Want],
+    stamps: &BTreeMap<Side, Stamp>,
+) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     let mut seen = BTreeSet::new();
     for want in wants {
@@ -240,7 +273,12 @@ fn installed_files(dir: &Path, wants: &[Want], stamps: &BTreeMap<Side, Stamp>) -
     Ok(changes)
 }
 
-fn push_if_different(dir: &Path, changes: &mut Vec<Change>, path: &str, new: Option<Vec<u8>>) -> Result<()> {
+fn push_if_different(
+    dir: &Path,
+    changes: &mut Vec<Change>,
+    path: &str,
+    new: Option<Vec<u8>>,
+) -> Result<()> {
     check_relative(path)?;
     let old = match std::fs::read(dir.join(path)) {
         Ok(bytes) => Some(bytes),
@@ -256,5 +294,9 @@ fn push_if_different(dir: &Path, changes: &mut Vec<Change>, path: &str, new: Opt
 /// A patch or a stamp must not lead out of the tree.
 fn check_relative(path: &str) -> Result<()> {
     let ok = Path::new(path).components().all(|c| matches!(c, std::path::Component::Normal(_)));
-    if ok { Ok(()) } else { Err(fail(Kind::Tree, format!("a patch names the path {path}"), "check the series")) }
+    if ok {
+        Ok(())
+    } else {
+        Err(fail(Kind::Tree, format!("a patch names the path {path}"), "check the series"))
+    }
 }

@@ -18,11 +18,13 @@ pub(crate) fn bzimage(source: &Path, build: &Path, config: &str, logs: &Path) ->
         std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     }
     let log = logs.join("kernel.log");
-    let mut file = std::fs::File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+    let mut file =
+        std::fs::File::create(&log).with_context(|| format!("creating {}", log.display()))?;
     configure(source, build, config, &mut file, &log)?;
 
     let counted = build.join(".ve-apf-lines");
-    let last: Option<u64> = std::fs::read_to_string(&counted).ok().and_then(|t| t.trim().parse().ok());
+    let last: Option<u64> =
+        std::fs::read_to_string(&counted).ok().and_then(|t| t.trim().parse().ok());
     let whole = !build.join("vmlinux.o").exists();
     // Of an incremental build nobody knows the length.
     let len = whole.then(|| last.unwrap_or(ESTIMATE));
@@ -31,17 +33,25 @@ pub(crate) fn bzimage(source: &Path, build: &Path, config: &str, logs: &Path) ->
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let lines = make(source, build, &[&format!("-j{jobs}"), "bzImage"], &mut file, &log, &stage)?;
     if whole {
-        std::fs::write(&counted, lines.to_string()).with_context(|| format!("writing {}", counted.display()))?;
+        std::fs::write(&counted, lines.to_string())
+            .with_context(|| format!("writing {}", counted.display()))?;
     }
     stage.done(&format!("{lines} steps"));
     Ok(build.join("arch/x86/boot/bzImage"))
 }
 
-fn configure(source: &Path, build: &Path, config: &str, file: &mut std::fs::File, log: &Path) -> Result<()> {
+fn configure(
+    source: &Path,
+    build: &Path,
+    config: &str,
+    file: &mut std::fs::File,
+    log: &Path,
+) -> Result<()> {
     let stage = Stage::new("kernel: configuring", None);
     make(source, build, &["tinyconfig"], file, log, &stage)?;
     let path = build.join(".config");
-    let mut dot = std::fs::OpenOptions::new().append(true).open(&path).context("opening .config")?;
+    let mut dot =
+        std::fs::OpenOptions::new().append(true).open(&path).context("opening .config")?;
     writeln!(dot, "{config}").context("writing .config")?;
     make(source, build, &["olddefconfig"], file, log, &stage)?;
     let result = std::fs::read_to_string(&path).context("reading .config")?;
@@ -66,7 +76,11 @@ fn lost_options(config: &str, result: &str) -> Vec<String> {
             result.lines().any(|l| l.split_once('=') == Some((name, value)))
         }
     };
-    wanted.iter().filter(|(n, v)| n.starts_with("CONFIG_") && !has(n, v)).map(|(n, v)| format!("{n}={v}")).collect()
+    wanted
+        .iter()
+        .filter(|(n, v)| n.starts_with("CONFIG_") && !has(n, v))
+        .map(|(n, v)| format!("{n}={v}"))
+        .collect()
 }
 
 /// Runs make; how many steps it printed.
@@ -87,8 +101,8 @@ fn make(
         .args(args)
         // The same inputs give the same image.
         .env("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970")
-        .env("KBUILD_BUILD_USER", "ve-apf")
-        .env("KBUILD_BUILD_HOST", "ve-apf")
+        .env("KBUILD_BUILD_USER", "xtask")
+        .env("KBUILD_BUILD_HOST", "localhost")
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -96,7 +110,11 @@ fn make(
     // We run under cargo; its variables are not for the kernel's own use of rustc.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text == "MAKEFLAGS" || text == "MFLAGS" || (text.starts_with("CARGO") && text != "CARGO_HOME") || text == "RUSTFLAGS" {
+        if text == "MAKEFLAGS"
+            || text == "MFLAGS"
+            || (text.starts_with("CARGO") && text != "CARGO_HOME")
+            || text == "RUSTFLAGS"
+        {
             command.env_remove(&name);
         }
     }
@@ -131,7 +149,16 @@ fn telling_lines(log: &Path) -> Vec<String> {
     let bytes = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let telling = |l: &&str| {
-        ["error", "Error", "undefined reference", "warning: objtool", "No space", "multiple definition"].iter().any(|m| l.contains(m))
+        [
+            "error",
+            "Error",
+            "undefined reference",
+            "warning: objtool",
+            "No space",
+            "multiple definition",
+        ]
+        .iter()
+        .any(|m| l.contains(m))
     };
     let mut lines: Vec<String> = text.lines().filter(telling).map(str::to_owned).collect();
     if lines.is_empty() {
@@ -146,7 +173,8 @@ mod tests {
 
     #[test]
     fn options_that_did_not_survive_are_named() {
-        let config = "CONFIG_A=y\nCONFIG_B=n\nCONFIG_C=4\nCONFIG_C=8\nCONFIG_D=y\n# CONFIG_E is not set\n";
+        let config =
+            "CONFIG_A=y\nCONFIG_B=n\nCONFIG_C=4\nCONFIG_C=8\nCONFIG_D=y\n# CONFIG_E is not set\n";
         let result = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=8\n";
         assert_eq!(lost_options(config, result), ["CONFIG_D=y"]);
     }

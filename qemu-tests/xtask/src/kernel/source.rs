@@ -14,14 +14,23 @@ const STAMP: &str = ".ve-apf-source";
 /// Identifies the source: the package's version, or the size and date of the file.
 pub(crate) fn version() -> Result<String> {
     let meta = std::fs::metadata(TARBALL).map_err(|_| {
-        fail(Kind::Environment, format!("{TARBALL} is missing"), "run `cargo xtask setup` (package linux-source-6.12)")
+        fail(
+            Kind::Environment,
+            format!("{TARBALL} is missing"),
+            "run `cargo xtask setup` (package linux-source-6.12)",
+        )
     })?;
-    let package =
-        proc::stdout_of(Command::new("dpkg-query").args(["-W", "-f", "${Version}", "linux-source-6.12"]));
+    let package = proc::stdout_of(Command::new("dpkg-query").args([
+        "-W",
+        "-f",
+        "${Version}",
+        "linux-source-6.12",
+    ]));
     match package {
         Ok(version) if !version.is_empty() => Ok(version),
         _ => {
-            let time = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+            let time =
+                meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
             Ok(format!("{}-{}", meta.len(), time.unwrap_or_default().as_secs()))
         }
     }
@@ -40,7 +49,10 @@ pub(crate) fn unpack(cache: &Path, version: &str) -> Result<PathBuf> {
     std::fs::create_dir_all(&new).with_context(|| format!("creating {}", new.display()))?;
     let stage = Stage::new(format!("kernel: unpacking {TARBALL}"), None);
     let mut command = Command::new("tar");
-    command.args(["-x", "-I", "xz -T0", "--strip-components=1", "-f", TARBALL, "-C"]).arg(&new).stdin(Stdio::null());
+    command
+        .args(["-x", "-I", "xz -T0", "--strip-components=1", "-f", TARBALL, "-C"])
+        .arg(&new)
+        .stdin(Stdio::null());
     let status = proc::Running::spawn(&mut command)?.wait()?;
     if !status.success() {
         remove(&new)?;
@@ -50,7 +62,8 @@ pub(crate) fn unpack(cache: &Path, version: &str) -> Result<PathBuf> {
             "free some disk space, or reinstall linux-source-6.12",
         ));
     }
-    std::fs::write(new.join(STAMP), version).with_context(|| format!("writing {}", new.join(STAMP).display()))?;
+    std::fs::write(new.join(STAMP), version)
+        .with_context(|| format!("writing {}", new.join(STAMP).display()))?;
     std::fs::rename(&new, &tree).with_context(|| format!("renaming {}", new.display()))?;
     stage.done("");
     Ok(tree)

@@ -23,7 +23,10 @@ pub(crate) fn check_clean(dir: &Path) -> Result<()> {
     if old.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(fail(
             Kind::Tree,
-            format!("an earlier run was killed in the middle; the old files are in {}", old.display()),
+            format!(
+                "an earlier run was killed in the middle; the old files are in {}",
+                old.display()
+            ),
             "unpack the tree afresh, or put them back and remove that directory",
         ));
     }
@@ -89,7 +92,8 @@ fn swap(dir: &Path, work: &Path, changes: &[Change]) -> Result<()> {
         let path = dir.join(&change.path);
         let old = work.join("old").join(i.to_string());
         if old.exists() {
-            std::fs::rename(&old, &path).with_context(|| format!("restoring {}", path.display()))?;
+            std::fs::rename(&old, &path)
+                .with_context(|| format!("restoring {}", path.display()))?;
         } else if change.bytes.is_some() && !work.join("new").join(i.to_string()).exists() {
             std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         }
@@ -100,7 +104,13 @@ fn swap(dir: &Path, work: &Path, changes: &[Change]) -> Result<()> {
     Err(error)
 }
 
-fn swap_one(dir: &Path, work: &Path, i: usize, change: &Change, made: &mut Vec<PathBuf>) -> Result<()> {
+fn swap_one(
+    dir: &Path,
+    work: &Path,
+    i: usize,
+    change: &Change,
+    made: &mut Vec<PathBuf>,
+) -> Result<()> {
     let path = dir.join(&change.path);
     let context = || format!("changing {}", path.display());
     if path.exists() {

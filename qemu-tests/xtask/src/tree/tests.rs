@@ -80,7 +80,11 @@ fn read(dir: &TempDir, path: &str) -> String {
 #[test]
 fn applies_installs_and_the_second_run_changes_nothing() {
     let dir = tree();
-    let wants = [want(Side::Guest, vec![patch("1", 5, "line 5", "five"), new_file("arch/x86/a/b.c")], &[("rust/lib.rs", "x")])];
+    let wants = [want(
+        Side::Guest,
+        vec![patch("1", 5, "line 5", "five"), new_file("arch/x86/a/b.c")],
+        &[("rust/lib.rs", "x")],
+    )];
     assert_eq!(run(dir.path(), &wants).unwrap(), 4);
     assert!(read(&dir, "arch/x86/traps.c").contains("five\n"));
     assert_eq!(read(&dir, "arch/x86/a/b.c"), "a\nb\n");
@@ -92,8 +96,12 @@ fn applies_installs_and_the_second_run_changes_nothing() {
 
 #[test]
 fn both_sides_in_one_tree_end_the_same_in_any_order() {
-    let guest = || want(Side::Guest, vec![patch("g", 5, "line 5", "guest")], &[("shared", "s"), ("g.rs", "g")]);
-    let host = || want(Side::Host, vec![patch("h", 15, "line 15", "host")], &[("shared", "s"), ("h.rs", "h")]);
+    let guest = || {
+        want(Side::Guest, vec![patch("g", 5, "line 5", "guest")], &[("shared", "s"), ("g.rs", "g")])
+    };
+    let host = || {
+        want(Side::Host, vec![patch("h", 15, "line 15", "host")], &[("shared", "s"), ("h.rs", "h")])
+    };
     let (one, two, both) = (tree(), tree(), tree());
     run(one.path(), &[guest()]).unwrap();
     run(one.path(), &[host()]).unwrap();
@@ -108,7 +116,11 @@ fn both_sides_in_one_tree_end_the_same_in_any_order() {
 #[test]
 fn changed_sources_replace_the_old_ones_and_touch_nothing_else() {
     let dir = tree();
-    let first = want(Side::Guest, vec![patch("1", 5, "line 5", "five"), new_file("x/gone.c")], &[("r/a.rs", "1"), ("r/b.rs", "1")]);
+    let first = want(
+        Side::Guest,
+        vec![patch("1", 5, "line 5", "five"), new_file("x/gone.c")],
+        &[("r/a.rs", "1"), ("r/b.rs", "1")],
+    );
     run(dir.path(), &[first]).unwrap();
     let before = snapshot(dir.path());
     let second = want(Side::Guest, vec![patch("1", 5, "line 5", "five")], &[("r/a.rs", "2")]);
@@ -123,7 +135,11 @@ fn changed_sources_replace_the_old_ones_and_touch_nothing_else() {
 #[test]
 fn a_shared_file_updated_by_one_side_does_not_stop_the_other() {
     let dir = tree();
-    run(dir.path(), &[want(Side::Guest, vec![], &[("s", "1")]), want(Side::Host, vec![], &[("s", "1")])]).unwrap();
+    run(
+        dir.path(),
+        &[want(Side::Guest, vec![], &[("s", "1")]), want(Side::Host, vec![], &[("s", "1")])],
+    )
+    .unwrap();
     run(dir.path(), &[want(Side::Guest, vec![], &[("s", "2")])]).unwrap();
     run(dir.path(), &[want(Side::Host, vec![], &[("s", "2")])]).unwrap();
     assert_eq!(read(&dir, "s"), "2");
@@ -134,7 +150,8 @@ fn another_version_is_named_and_refused() {
     let dir = tree();
     std::fs::write(dir.path().join("Makefile"), MAKEFILE.replace("12", "6")).unwrap();
     let before = snapshot(dir.path());
-    let (text, code) = describe(&run(dir.path(), &[want(Side::Guest, vec![], &[("a", "b")])]).unwrap_err());
+    let (text, code) =
+        describe(&run(dir.path(), &[want(Side::Guest, vec![], &[("a", "b")])]).unwrap_err());
     assert!(text.contains("Linux 6.6, not 6.12"), "{text}");
     assert_eq!(code, 4);
     assert_eq!(snapshot(dir.path()), before);
@@ -144,7 +161,11 @@ fn another_version_is_named_and_refused() {
 fn a_series_that_does_not_apply_leaves_nothing_behind() {
     let dir = tree();
     let before = snapshot(dir.path());
-    let bad = want(Side::Guest, vec![patch("1", 5, "line 5", "five"), patch("2", 9, "line nine", "9")], &[("r", "1")]);
+    let bad = want(
+        Side::Guest,
+        vec![patch("1", 5, "line 5", "five"), patch("2", 9, "line nine", "9")],
+        &[("r", "1")],
+    );
     let (text, code) = describe(&run(dir.path(), &[bad]).unwrap_err());
     assert!(text.contains("2 does not apply") && text.contains("arch/x86/traps.c"), "{text}");
     assert_eq!(code, 4);
@@ -155,7 +176,8 @@ fn a_series_that_does_not_apply_leaves_nothing_behind() {
 fn a_patch_for_a_missing_file_is_reported() {
     let dir = tree();
     std::fs::remove_file(dir.path().join("arch/x86/traps.c")).unwrap();
-    let error = run(dir.path(), &[want(Side::Host, vec![patch("1", 5, "line 5", "five")], &[])]).unwrap_err();
+    let error = run(dir.path(), &[want(Side::Host, vec![patch("1", 5, "line 5", "five")], &[])])
+        .unwrap_err();
     assert!(describe(&error).0.contains("does not apply"));
 }
 

@@ -1,0 +1,255 @@
+//! What a scenario consists of: a machine, its tasks, and what may go wrong how often.
+
+use crate::hash;
+use crate::world::{
+    Exit, Frame, Mode, Owned, RingModel, SLOTS, SlotModel, State, Status, TaskModel, VcpuModel,
+    VmWorks,
+};
+use ve_apf_abi::access::FaultInfo;
+use ve_apf_abi::word::SlotWord;
+use ve_apf_guest::platform::SuspendReason;
+use ve_apf_guest::waiters::Waiters;
+use ve_apf_host::vcpu::VcpuState;
+
+/// Where a touch happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum From {
+    /// User mode.
+    User,
+    /// Kernel mode, where it may sleep.
+    Kernel,
+    /// Kernel mode, where it may not.
+    Atomic(SuspendReason),
+}
+
+/// One step of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Accesses a page, again and again until that succeeds.
+    Touch {
+        /// Frame number.
+        gfn: usize,
+        /// Write access.
+        write: bool,
+        /// In which mode.
+        from: From,
+    },
+    /// As hardware mode would: takes a slot itself, and rings SUBMIT.
+    Submit {
+        /// Frame number.
+        gfn: usize,
+    },
+    /// WRMSR EN = 0 and the scan after it.
+    Disable,
+    /// WRMSR EN = on.
+    Enable,
+    /// Software-disables or enables the LAPIC.
+    Lapic(bool),
+    /// Lets others run on its vCPU.
+    Yield,
+    /// Asks the host for every slot that waits.
+    Rescue,
+}
+
+/// A guest task.
+#[derive(Clone, Debug, Default)]
+pub struct Task {
+    /// What it does.
+    pub script: Vec<Action>,
+    /// The only vCPU it may start on.
+    pub starts: Option<usize>,
+    /// It stays there.
+    pub pinned: bool,
+    /// While it parks, schedule() itself accesses this page.
+    pub nested: Option<usize>,
+}
+
+/// What may still happen, each at any time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Budget {
+    /// SIGKILL to a task, from user mode or not.
+    pub kills: u8,
+    /// A sleeping task is woken for nothing.
+    pub wakes: u8,
+    /// A page is taken away again.
+    pub reclaims: u8,
+    /// A VMM saves and restores the VM.
+    pub restores: u8,
+    /// A task is preempted in user mode.
+    pub preemptions: u8,
+    /// The deadline fails a work that still runs.
+    pub deadlines: u8,
+    /// A frame that could never come can, from now on.
+    pub repairs: u8,
+}
+
+/// Something that a scenario is for: at least one interleaving must come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// The outcome was there before the handler looked.
+    Early,
+    /// A task parked.
+    Parked,
+    /// A task went on on another vCPU than the one it parked on.
+    Moved,
+    /// The vCPU halted for a suspended task.
+    Halted,
+    /// A killed task left its slot behind.
+    Abandoned,
+    /// A task was told that its page can never come.
+    Failed,
+    /// A task was woken for nothing.
+    SpuriousWake,
+    /// A nested fault suspended.
+    Nested,
+    /// A fault joined a running work.
+    Joined,
+    /// A fault was resolved with the vCPU stopped.
+    Sync,
+    /// A sweep completed a slot.
+    Swept,
+    /// A sweep met a failure that was known.
+    SweptFailure,
+    /// The interrupt was held back until the LAPIC was enabled.
+    Held,
+    /// SUBMIT answered at once.
+    AtOnce,
+    /// SUBMIT could not be queued.
+    Unqueued,
+    /// A suspended hypercall was executed again.
+    Again,
+    /// The host looked again after it had announced guest mode, and found a request.
+    SecondLook,
+}
+
+/// A rule that is broken on purpose, in what the harness supplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// Rule 14: the host does not look again after it announced guest mode.
+    NoSecondLook,
+}
+
+/// A machine and its tasks.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    /// How many vCPUs.
+    pub vcpus: usize,
+    /// Slots of each ring that may be free.
+    pub slots: usize,
+    /// Threads of the VM that resolve pages.
+    pub threads: usize,
+    /// Guest memory at the start.
+    pub frames: Vec<Frame>,
+    /// Guest tasks.
+    pub tasks: Vec<Task>,
+    /// What may go wrong.
+    pub budget: Budget,
+    /// A restore may drop the pending #VE and interrupt.
+    pub loses_events: bool,
+    /// A restore may take all pages away.
+    pub loses_pages: bool,
+    /// The completion interrupt may be held up by others though IF is set.
+    pub late_interrupts: bool,
+    /// What it is for.
+    pub reaches: Vec<Reach>,
+    /// Partial-order reduction; off to test that it hides nothing.
+    pub reduced: bool,
+    /// What the harness does wrong.
+    pub broken: Option<Broken>,
+}
+
+impl Scenario {
+    /// The state at the start.
+    pub fn start(&self) -> State {
+        let slot = SlotModel {
+            word: SlotWord(0),
+            fault: FaultInfo::default(),
+            cause: 0,
+            completed_use: None,
+            known_failed: None,
+        };
+        let ring = RingModel {
+            active: 0,
+            submitted: 0,
+            completed: 0,
+            injected: 0,
+            host_flags: 0,
+            epoch: 0,
+            slots: [slot; SLOTS],
+            waiters: Owned::new(Waiters::new()),
+            locked: false,
+        };
+        let vcpu = VcpuModel {
+            ring,
+            mode: Mode::Guest,
+            exit: Exit::Kick,
+            rax: None,
+            fault_failed: false,
+            announced: true,
+            request: false,
+            ipi: false,
+            ve: false,
+            irr: false,
+            lapic: true,
+            enabled: true,
+            sweep: false,
+            sweeping: false,
+            current: None,
+            in_irq: false,
+            irq_lock: None,
+            host: Owned::new(VcpuState::new()),
+        };
+        let task = TaskModel {
+            status: Status::Runnable,
+            started: false,
+            awake: true,
+            irqs: true,
+            fatal: false,
+            killable: false,
+            in_ve: false,
+            lock: None,
+            preemptible: false,
+            place: 0,
+            rings: 0,
+            waits: None,
+            may_park: false,
+        };
+        State {
+            vcpus: vec![vcpu; self.vcpus],
+            tasks: vec![task; self.tasks.len()],
+            frames: self.frames.clone(),
+            works: Owned::new(VmWorks::new()),
+            workers: Vec::new(),
+            budget: self.budget,
+            history: vec![hash::of(&0); self.fibers()],
+            disturbed: false,
+            event_lost: false,
+        }
+    }
+
+    /// May a page that the task accesses never come?
+    pub fn may_fail(&self, task: usize) -> bool {
+        let gone = |gfn: usize| self.frames[gfn] == crate::world::Frame::Gone;
+        self.tasks[task].script.iter().any(|action| match *action {
+            Action::Touch { gfn, .. } | Action::Submit { gfn } => gone(gfn),
+            _ => false,
+        })
+    }
+
+    /// How many fibers: the tasks, then per vCPU the interrupt handler and the host's thread.
+    pub fn fibers(&self) -> usize {
+        self.tasks.len() + 2 * self.vcpus
+    }
+
+    /// The fiber of a vCPU's interrupt handler.
+    pub fn irq_fiber(&self, vcpu: usize) -> usize {
+        self.tasks.len() + 2 * vcpu
+    }
+
+    /// The fiber of a vCPU's thread in the host.
+    pub fn host_fiber(&self, vcpu: usize) -> usize {
+        self.tasks.len() + 2 * vcpu + 1
+    }
+}

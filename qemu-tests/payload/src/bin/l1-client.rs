@@ -1,0 +1,31 @@
+//! Boots L2 in Debian's QEMU: `l1-client swap DEVICE [L2-COMMAND-LINE]`, `l1-client postcopy [L2-COMMAND-LINE]`.
+//!
+//! Prints one `client` record. Exit code 0, 1 (failed), 2 (usage).
+
+use std::process::ExitCode;
+
+use ve_apf_payload::client::{postcopy, swap};
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        ["swap", device] => swap::run(device, ""),
+        ["swap", device, append] => swap::run(device, append),
+        ["postcopy"] => postcopy::run(""),
+        ["postcopy", append] => postcopy::run(append),
+        _ => {
+            eprintln!(
+                "usage: l1-client swap DEVICE [L2-COMMAND-LINE] | l1-client postcopy [L2-COMMAND-LINE]"
+            );
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("l1-client: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! `/init` of L1: mounts, runs the plan, reports, powers off.
+
+use serde_json::json;
+use ve_apf_payload::{dmesg, plan, system};
+
+fn main() {
+    system::mount_all();
+    if let Err(error) = system::loopback_up() {
+        println!("l1-init: loopback interface: {error}");
+    }
+    match plan::read("/plan.json") {
+        Ok(steps) => {
+            for step in &steps {
+                plan::print(&plan::run(step));
+            }
+        }
+        Err(error) => {
+            plan::print(&json!({"kind": "error", "where": "l1", "error": format!("{error:#}")}))
+        }
+    }
+    plan::print(&json!({"kind": "dmesg", "where": "l1", "bad": dmesg::bad_lines()}));
+    plan::print(&json!({"kind": "end"}));
+    system::power_off();
+}

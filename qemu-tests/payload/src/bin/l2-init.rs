@@ -1,0 +1,44 @@
+//! `/init` of L2: runs the workloads its kernel command line names, then tells the VMM to stop.
+//!
+//! `veapf.run=NAME[+NAME...]` and `veapf.KEY=VALUE`; each workload's documentation lists its keys.
+
+use serde_json::json;
+use ve_apf_payload::device::Device;
+use ve_apf_payload::options::Options;
+use ve_apf_payload::{plan, system, workload};
+
+fn main() {
+    system::mount_all();
+    let options = Options::from_kernel();
+    let code = match Device::open() {
+        Ok(device) => {
+            let code = run(&options, device.as_ref());
+            if let Some(device) = &device {
+                device.exit(code);
+                system::restart();
+            }
+            code
+        }
+        Err(error) => {
+            println!("l2-init: {error:#}");
+            1
+        }
+    };
+    println!("l2-init: exit code {code}");
+    system::power_off();
+}
+
+fn run(options: &Options, device: Option<&Device>) -> u8 {
+    let mut code = 0;
+    for name in options.text("run", "info").split('+') {
+        if let Err(error) = workload::run(name, options, device) {
+            let record = json!({"kind": "error", "where": "l2", "workload": name, "error": format!("{error:#}")});
+            match device {
+                Some(device) => device.report("", &record),
+                None => plan::print(&record),
+            }
+            code = 1;
+        }
+    }
+    code
+}

@@ -1,0 +1,46 @@
+//! L2 moves between two QEMUs while it runs: it goes on at the destination when most of its memory is still at the
+//! source.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::conclude;
+use super::qemu::{Guest, Qemu};
+use super::qmp::Qmp;
+
+const MIGRATION: &str = "unix:/tmp/migration";
+
+/// Runs it.
+pub fn run(append: &str) -> Result<()> {
+    let append = format!(
+        "veapf.run=walk veapf.mib=96 veapf.tasks=8 veapf.seconds=25 veapf.rescan=1 {append}"
+    );
+    let start = |name: &str, more: &[&str]| -> Result<(Qemu, Qmp)> {
+        let socket = format!("/tmp/qmp-{name}");
+        let mut more: Vec<String> = more.iter().map(|word| (*word).to_owned()).collect();
+        more.extend(["-qmp".to_owned(), format!("unix:{socket},server=on,wait=off")]);
+        let guest = Guest { memory: 192, vcpus: 1, append: &append, more: &more, cgroup: None };
+        let qemu = Qemu::start(name, &guest)?;
+        Ok((qemu, Qmp::connect(&socket)?))
+    };
+    let (source, mut source_qmp) = start("source", &[])?;
+    source.wait_for("kind", "walking", Duration::from_secs(120))?;
+    let (target, mut target_qmp) = start("target", &["-incoming", MIGRATION])?;
+
+    for qmp in [&mut source_qmp, &mut target_qmp] {
+        let postcopy = json!({"capabilities": [{"capability": "postcopy-ram", "state": true}]});
+        qmp.run("migrate-set-capabilities", postcopy)?;
+    }
+    // Slow, so that the guest at the destination meets missing pages.
+    let slow = json!({"max-bandwidth": 4 << 20, "max-postcopy-bandwidth": 12 << 20});
+    source_qmp.run("migrate-set-parameters", slow)?;
+    source_qmp.run("migrate", json!({"uri": MIGRATION}))?;
+    source_qmp.migration_until(&["active"], Duration::from_secs(30))?;
+    source_qmp.run("migrate-start-postcopy", json!({}))?;
+    let done = source_qmp.migration_until(&["completed"], Duration::from_secs(180))?;
+    let walk = target.wait_for("kind", "walk", Duration::from_secs(180))?;
+    let requests = done["ram"]["postcopy-requests"].clone();
+    conclude("postcopy", &walk, json!({"postcopy_requests": requests}))
+}

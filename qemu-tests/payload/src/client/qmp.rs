@@ -1,0 +1,72 @@
+//! QEMU's monitor protocol, as much of it as a migration takes.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+/// A connection to a QEMU's monitor.
+pub struct Qmp {
+    reader: BufReader<UnixStream>,
+    writer: UnixStream,
+}
+
+impl Qmp {
+    /// Connects, waiting for QEMU to come up, and leaves negotiation mode.
+    pub fn connect(path: &str) -> Result<Qmp> {
+        let end = Instant::now() + Duration::from_secs(30);
+        let writer = loop {
+            match UnixStream::connect(path) {
+                Ok(stream) => break stream,
+                Err(error) if Instant::now() > end => return Err(error).context(path.to_owned()),
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        };
+        writer.set_read_timeout(Some(Duration::from_secs(60)))?;
+        let mut qmp = Qmp { reader: BufReader::new(writer.try_clone()?), writer };
+        qmp.read()?;
+        qmp.run("qmp_capabilities", json!({}))?;
+        Ok(qmp)
+    }
+
+    /// Runs a command; returns what it returned.
+    pub fn run(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        let request = json!({"execute": command, "arguments": arguments});
+        writeln!(self.writer, "{request}")?;
+        loop {
+            let answer = self.read()?;
+            if let Some(error) = answer.get("error") {
+                bail!("QMP {command}: {}", error["desc"]);
+            }
+            if let Some(value) = answer.get("return") {
+                return Ok(value.clone());
+            }
+        }
+    }
+
+    /// Polls the migration until its status is one of `wanted`.
+    pub fn migration_until(&mut self, wanted: &[&str], timeout: Duration) -> Result<Value> {
+        let end = Instant::now() + timeout;
+        loop {
+            let info = self.run("query-migrate", json!({}))?;
+            let status = info["status"].as_str().unwrap_or("none");
+            if wanted.contains(&status) {
+                return Ok(info);
+            }
+            if matches!(status, "failed" | "cancelled") || Instant::now() > end {
+                bail!("migration: {info} while waiting for {wanted:?}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn read(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        if self.reader.read_line(&mut line)? == 0 {
+            bail!("QMP: QEMU closed the connection");
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+}

@@ -1,0 +1,160 @@
+//! Thin wrappers over system calls: clocks, threads, memory.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// Bytes in a page.
+pub const PAGE: usize = 4096;
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
+    let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `ts` is a valid timespec, and both clocks in use exist on every Linux.
+    unsafe { libc::clock_gettime(clock, &mut ts) };
+    // Neither clock is ever negative.
+    ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64
+}
+
+/// `CLOCK_MONOTONIC` in ns.
+pub fn now_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+/// CPU time of the calling thread in ns.
+pub fn thread_cpu_ns() -> u64 {
+    clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// How often the calling thread gave up its CPU by itself: each park is one.
+pub fn voluntary_switches() -> u64 {
+    // SAFETY: rusage is plain integers; all zero is valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` is a valid rusage and lives through the call.
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, &mut usage) };
+    usage.ru_nvcsw as u64
+}
+
+/// Thread id of the caller.
+pub fn gettid() -> i32 {
+    // Not libc's function: std refers to it weakly, and a static program built with LTO would then call address 0.
+    // SAFETY: no arguments, cannot fail, and thread ids are below 2^22.
+    unsafe { libc::syscall(libc::SYS_gettid) as i32 }
+}
+
+/// Pins the calling thread to one CPU.
+pub fn pin_to(cpu: usize) -> io::Result<()> {
+    // SAFETY: cpu_set_t is plain bits; all zero is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: CPU_SET ignores numbers beyond the set.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: `set` lives through the call and its size is passed.
+    let rc = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Number of CPUs online.
+pub fn cpu_count() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// A mapping of whole pages that stays where it is until the program ends. Its content changes behind the compiler's
+/// back, so it is only reached through volatile accesses.
+#[derive(Debug, Clone, Copy)]
+pub struct Pages {
+    start: usize,
+    count: usize,
+}
+
+impl Pages {
+    /// Anonymous, present and locked.
+    pub fn anonymous(count: usize) -> io::Result<Pages> {
+        Pages::map(count, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
+    }
+
+    /// A child gets no copy, so that no write after a fork() moves a page to another frame.
+    pub fn keep_from_children(&self) -> io::Result<()> {
+        let start = self.start as *mut libc::c_void;
+        // SAFETY: the range is this mapping; the advice changes no content.
+        match unsafe { libc::madvise(start, self.count * PAGE, libc::MADV_DONTFORK) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// A file's first pages, shared, present and locked.
+    pub fn of_file(file: &File, count: usize) -> io::Result<Pages> {
+        use std::os::fd::AsRawFd;
+        Pages::map(count, libc::MAP_SHARED, file.as_raw_fd())
+    }
+
+    fn map(count: usize, flags: libc::c_int, fd: libc::c_int) -> io::Result<Pages> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let len = count * PAGE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, fd, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the range was just mapped; the advice changes no content. Kernels without THP refuse: fine.
+        unsafe { libc::madvise(start, len, libc::MADV_NOHUGEPAGE) };
+        // SAFETY: the range was just mapped.
+        if unsafe { libc::madvise(start, len, libc::MADV_POPULATE_WRITE) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the range was just mapped.
+        if unsafe { libc::mlock(start, len) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Pages { start: start as usize, count })
+    }
+
+    /// Number of pages.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// No pages.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Address of page `index`.
+    pub fn page(&self, index: usize) -> *mut u8 {
+        assert!(index < self.count, "page {index} of {}", self.count);
+        (self.start + index * PAGE) as *mut u8
+    }
+
+    /// Word `word` of page `index`.
+    pub fn read(&self, index: usize, word: usize) -> u64 {
+        assert!(word < PAGE / 8);
+        // SAFETY: inside the mapping (checked), aligned, and the mapping is never removed.
+        unsafe { self.page(index).cast::<u64>().add(word).read_volatile() }
+    }
+
+    /// Sets word `word` of page `index`.
+    pub fn write(&self, index: usize, word: usize, value: u64) {
+        assert!(word < PAGE / 8);
+        // SAFETY: as for `read`; no reference into the mapping exists.
+        unsafe { self.page(index).cast::<u64>().add(word).write_volatile(value) }
+    }
+
+    /// Guest frame numbers of all pages, from /proc/self/pagemap.
+    pub fn frames(&self) -> io::Result<Vec<u64>> {
+        const PRESENT: u64 = 1 << 63;
+        const FRAME: u64 = (1 << 55) - 1;
+        let mut raw = vec![0; self.count * 8];
+        File::open("/proc/self/pagemap")?
+            .read_exact_at(&mut raw, (self.start / PAGE * 8) as u64)?;
+        raw.chunks_exact(8)
+            .map(|bytes| {
+                let entry =
+                    bytes.iter().rev().fold(0, |word: u64, byte| word << 8 | u64::from(*byte));
+                let frame = entry & FRAME;
+                let known = entry & PRESENT != 0 && frame != 0;
+                known
+                    .then_some(frame)
+                    .ok_or_else(|| io::Error::other("pagemap does not tell the frame"))
+            })
+            .collect()
+    }
+}

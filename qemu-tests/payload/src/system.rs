@@ -1,0 +1,85 @@
+//! What an init does for its system: mounts, network, power.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+
+/// Target, type, data.
+const MOUNTS: [(&str, &str, &str); 7] = [
+    ("/proc", "proc", ""),
+    ("/sys", "sysfs", ""),
+    ("/dev", "devtmpfs", ""),
+    ("/sys/kernel/debug", "debugfs", ""),
+    ("/sys/kernel/tracing", "tracefs", ""),
+    ("/sys/fs/cgroup", "cgroup2", ""),
+    ("/tmp", "tmpfs", ""),
+];
+
+/// Mounts what there is, gives the program a console, and keeps locked pages where they are.
+pub fn mount_all() {
+    for (target, kind, data) in MOUNTS {
+        // It may exist, and a kernel may lack the file system: whoever needs it says so.
+        let _ = fs::create_dir_all(target);
+        if let Err(error) = mount(target, kind, data) {
+            println!("init: mount {target}: {error}");
+        }
+    }
+    // A page that compaction moves would change its frame behind the pager's back.
+    let _ = fs::write("/proc/sys/vm/compact_unevictable_allowed", "0");
+}
+
+/// Mounts one file system.
+pub fn mount(target: &str, kind: &str, data: &str) -> io::Result<()> {
+    let [target, kind, data] = [target, kind, data].map(CString::new);
+    let (target, kind, data) = (target?, kind?, data?);
+    // SAFETY: all strings are NUL-terminated and live through the call.
+    let rc = unsafe {
+        libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, data.as_ptr().cast())
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Brings the loopback interface up: migration between two processes needs it.
+pub fn loopback_up() -> io::Result<()> {
+    // SAFETY: ifreq is plain bytes; all zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(*b"lo") {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    // SAFETY: takes plain integers.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `request` is an ifreq and lives through the call.
+    let rc = unsafe { libc::ioctl(socket, libc::SIOCSIFFLAGS as _, &request) };
+    let result = if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    // SAFETY: `socket` is ours and not used again.
+    unsafe { libc::close(socket) };
+    result
+}
+
+/// Restarts: under our VMM, which has no power switch, this ends the VM.
+pub fn restart() {
+    // SAFETY: no pointers; nothing in this system needs an orderly end.
+    unsafe { libc::reboot(libc::RB_AUTOBOOT) };
+}
+
+/// Waits until the console has sent everything, then switches off.
+pub fn power_off() -> ! {
+    for fd in [1, 2] {
+        // SAFETY: takes a descriptor number; a closed one gives an error.
+        unsafe { libc::tcdrain(fd) };
+    }
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    // SAFETY: no pointers; nothing in this system needs an orderly end.
+    unsafe {
+        libc::sync();
+        libc::reboot(libc::RB_POWER_OFF);
+        libc::reboot(libc::RB_AUTOBOOT);
+    }
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+}

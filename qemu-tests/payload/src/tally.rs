@@ -1,0 +1,116 @@
+//! What a task counts about its faults.
+
+use serde_json::{Value, json};
+
+use crate::sys;
+
+/// Counts of one task, or of several added up.
+#[derive(Debug, Default, Clone)]
+pub struct Tally {
+    /// First touches of missing pages from user mode.
+    pub faults: u64,
+    /// Of these, with the task asleep meanwhile.
+    pub parked: u64,
+    /// First touches inside a system call.
+    pub kernel_faults: u64,
+    /// Of these, with the task asleep meanwhile.
+    pub kernel_parked: u64,
+    /// Bytes that were not what the pager delivered.
+    pub wrong_bytes: u64,
+    /// CPU time of the task.
+    pub cpu_ns: u64,
+    latencies_us: Vec<u32>,
+}
+
+/// Where a page is touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// By the program.
+    User,
+    /// By the kernel for the program.
+    Kernel,
+}
+
+impl Tally {
+    /// Times one first touch. Whether the task parked is the scheduler's count, so it is the same in every mode.
+    pub fn touch<T>(&mut self, from: From, touch: impl FnOnce() -> T) -> T {
+        let switches = sys::voluntary_switches();
+        let began = sys::now_ns();
+        let result = touch();
+        let us = (sys::now_ns() - began) / 1000;
+        let parked = u64::from(sys::voluntary_switches() > switches);
+        match from {
+            From::User => {
+                self.faults += 1;
+                self.parked += parked;
+            }
+            From::Kernel => {
+                self.kernel_faults += 1;
+                self.kernel_parked += parked;
+            }
+        }
+        self.latencies_us.push(u32::try_from(us).unwrap_or(u32::MAX));
+        result
+    }
+
+    /// Adds another task's.
+    pub fn add(&mut self, other: Tally) {
+        self.faults += other.faults;
+        self.parked += other.parked;
+        self.kernel_faults += other.kernel_faults;
+        self.kernel_parked += other.kernel_parked;
+        self.wrong_bytes += other.wrong_bytes;
+        self.cpu_ns += other.cpu_ns;
+        self.latencies_us.extend(other.latencies_us);
+    }
+
+    /// Touches that took at least `us`.
+    pub fn slower_than(&self, us: u32) -> usize {
+        self.latencies_us.iter().filter(|one| **one >= us).count()
+    }
+
+    /// Fields of a result.
+    pub fn fields(&self) -> Value {
+        let mut sorted = self.latencies_us.clone();
+        sorted.sort_unstable();
+        let at = |percent: usize| {
+            sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)))
+        };
+        let sum: u64 = sorted.iter().map(|us| u64::from(*us)).sum();
+        json!({
+            "faults": self.faults,
+            "parked": self.parked,
+            "kernel_faults": self.kernel_faults,
+            "kernel_parked": self.kernel_parked,
+            "wrong_bytes": self.wrong_bytes,
+            "touch_cpu_us": self.cpu_ns / 1000,
+            "fault_us": {
+                "min": sorted.first(),
+                "median": at(50),
+                "p99": at(99),
+                "max": sorted.last(),
+                "mean": sum.checked_div(sorted.len() as u64),
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sleeping_counts_as_parked() {
+        let mut tally = Tally::default();
+        tally.touch(From::User, || std::thread::sleep(std::time::Duration::from_millis(5)));
+        tally.touch(From::Kernel, || ());
+        assert_eq!(
+            (tally.faults, tally.parked, tally.kernel_faults, tally.kernel_parked),
+            (1, 1, 1, 0)
+        );
+        assert_eq!(tally.slower_than(4000), 1);
+        let fields = tally.fields();
+        assert!(fields["fault_us"]["max"].as_u64() >= Some(5000));
+        assert!(Tally::default().fields()["fault_us"]["mean"].is_null());
+    }
+}

@@ -1,0 +1,51 @@
+//! The workloads, by name. All take `latency`, `order`, `burst`, `hold` (the pager's policy, see
+//! [`crate::options::Options::policy`]), `compute`, `cpu`, `quiet_ms`, `trace` and `trace_lines` (see
+//! [`crate::section::Section::begin`]).
+
+mod info;
+mod kernel_io;
+mod kill_parked;
+mod msr;
+mod page_cache;
+mod same_page;
+mod stress;
+mod sweep;
+mod team;
+mod user_touch;
+mod walk;
+
+use anyhow::{Context, Result, bail};
+
+use crate::device::Device;
+use crate::options::Options;
+
+type Run = fn(&str, &Options, &Device) -> Result<()>;
+
+/// Workloads that need the test device.
+const WITH_DEVICE: [(&str, Run); 10] = [
+    ("user_touch", user_touch::run),
+    ("burst", user_touch::run_burst),
+    ("one_at_a_time", user_touch::run_one_at_a_time),
+    ("kernel_read", kernel_io::run_read),
+    ("kernel_write", kernel_io::run_write),
+    ("page_cache", page_cache::run),
+    ("same_page", same_page::run),
+    ("stress", stress::run),
+    ("kill_parked", kill_parked::run),
+    ("idle", user_touch::run_idle),
+];
+
+/// Runs one workload.
+pub fn run(name: &str, options: &Options, device: Option<&Device>) -> Result<()> {
+    match name {
+        "info" => return info::run(device),
+        "walk" => return walk::run(options, device),
+        "msr" => return msr::run(options, device),
+        "sweep" => return sweep::run(options, device),
+        _ => {}
+    }
+    let Some((_, run)) = WITH_DEVICE.iter().find(|(known, _)| *known == name) else {
+        bail!("veapf.run={name}: unknown workload");
+    };
+    run(name, options, device.context("needs the VMM's test device")?)
+}

@@ -1,0 +1,130 @@
+//! Many tasks on all vCPUs, random latencies and order, faults from user and kernel mode mixed.
+//!
+//! Options: `tasks`, `pages` (of each task), `faults` (all together), `stuck_s`: a task that makes no progress for so long
+//! is reported as stuck, with its kernel stack, and the workload ends without it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use ve_apf_testdev::PAGE_WORDS;
+
+use super::kernel_io::{read_into, source_file, write_to_pipe};
+use super::team::Team;
+use crate::arena::{Arena, Random, Slice, shuffled};
+use crate::device::Device;
+use crate::options::Options;
+use crate::section::{Section, pinned};
+use crate::sys;
+use crate::tally::{From, Tally};
+
+/// What the watchdog sees of a task.
+#[derive(Default)]
+struct Pulse {
+    tid: AtomicI32,
+    faults: AtomicU64,
+}
+
+const DONE: u64 = u64::MAX;
+
+/// `stress`.
+pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> {
+    let (tasks, pages) = (options.count("tasks", 32)?, options.count("pages", 32)?);
+    let each = options.number("faults", 100_000)?.div_ceil(tasks.max(1) as u64);
+    let stuck_after = Duration::from_secs(options.number("stuck_s", 30)?);
+    let policy = options.policy()?;
+    let arena = Arena::anonymous(device, tasks * pages)?;
+    device.set_policy(&[], policy)?;
+    let slices = arena.slices(tasks);
+    let file = Arc::new(source_file("/tmp/stress", pages)?);
+    let pulses: Arc<Vec<Pulse>> = Arc::new((0..tasks).map(|_| Pulse::default()).collect());
+    let (evictor, beat) = (device.clone(), pulses.clone());
+    let team = Team::new(tasks, "stress", pinned(options)?, move |i, tally| {
+        let (slice, pulse) = (&slices[i], &beat[i]);
+        pulse.tid.store(sys::gettid(), Ordering::Relaxed);
+        let mut random = Random::new(i as u64);
+        for round in 0.. {
+            if let Err(error) = evictor.evict(slice.frames(), round) {
+                println!("l2-init: evict: {error:#}");
+                break;
+            }
+            for index in shuffled(slice.count, random.below(1 << 40)) {
+                if let Err(error) = one(&file, slice, index, round, random.below(4), tally) {
+                    tally.wrong_bytes += sys::PAGE as u64;
+                    println!("l2-init: task {i}, page {index}: {error}");
+                }
+                pulse.faults.fetch_add(1, Ordering::Relaxed);
+            }
+            if tally.faults + tally.kernel_faults >= each {
+                break;
+            }
+        }
+        pulse.faults.store(DONE, Ordering::Relaxed);
+    })?;
+    let section = Section::begin(device, options, name)?;
+    team.go();
+    let stuck = watch(&pulses, stuck_after);
+    // A stuck task cannot be joined, and its counts are lost with it; that it is stuck is what matters.
+    let tally = if stuck.is_empty() { team.join() } else { Tally::default() };
+    let measured = section.end()?;
+    let more = json!({"pages": pages, "order": options.text("order", "fifo"), "stuck": stuck.len(), "stuck_tasks": stuck});
+    measured.report(device, name, tasks, policy.max_us, &tally, more);
+    Ok(())
+}
+
+fn one(
+    file: &std::fs::File,
+    slice: &Slice,
+    index: usize,
+    round: u64,
+    how: u64,
+    tally: &mut Tally,
+) -> io::Result<()> {
+    match how {
+        0 => read_into(file, slice, index, round, tally)?,
+        1 => write_to_pipe(slice, index, round, tally)?,
+        2 => {
+            tally.touch(From::User, || slice.write(index, PAGE_WORDS - 1, round));
+            tally.wrong_bytes += slice.wrong_bytes(index, round, 0..PAGE_WORDS - 1);
+        }
+        _ => {
+            tally.touch(From::User, || slice.read(index, 0));
+            tally.wrong_bytes += slice.wrong_bytes(index, round, 0..PAGE_WORDS);
+        }
+    }
+    Ok(())
+}
+
+/// Waits until all are done or some are stuck; returns what is known about those.
+fn watch(pulses: &[Pulse], stuck_after: Duration) -> Vec<Value> {
+    let mut last: Vec<(u64, Instant)> = pulses.iter().map(|_| (0, Instant::now())).collect();
+    loop {
+        std::thread::sleep(Duration::from_millis(100));
+        let mut stuck = Vec::new();
+        let mut done = 0;
+        for (i, (pulse, seen)) in pulses.iter().zip(&mut last).enumerate() {
+            let now = pulse.faults.load(Ordering::Relaxed);
+            if now != seen.0 {
+                *seen = (now, Instant::now());
+            }
+            if now == DONE {
+                done += 1;
+            } else if seen.1.elapsed() > stuck_after {
+                stuck.push(describe(i, pulse.tid.load(Ordering::Relaxed), now));
+            }
+        }
+        if done + stuck.len() == pulses.len() {
+            return stuck;
+        }
+    }
+}
+
+fn describe(task: usize, tid: i32, faults: u64) -> Value {
+    let of = |file: &str| {
+        std::fs::read_to_string(format!("/proc/self/task/{tid}/{file}")).unwrap_or_default()
+    };
+    json!({"task": task, "faults": faults, "stat": of("stat"), "wchan": of("wchan"), "stack": of("stack")})
+}

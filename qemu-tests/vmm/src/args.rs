@@ -1,0 +1,146 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What `--help` prints.
+pub const USAGE: &str = "\
+usage: ve-apf-vmm --kernel FILE [options]
+
+  --kernel FILE         bzImage or vmlinux
+  --initrd FILE         initial RAM disk
+  --cmdline TEXT        appended to the kernel command line
+  --vcpus N             1 to 8 (1)
+  --mem-mib N           64 to 3072 (256)
+  --mode-label TEXT     copied into every record as \"mode\"
+  --timeout-s N         give up after N seconds (120)
+  --pin                 pin vCPU threads and the pager to different CPUs
+  --hlt-in-guest        do not intercept HLT; without an interrupt to deliver, stock KVM then waits for a page inside
+                        KVM_RUN instead of halting the vCPU
+  --serial-prefix TEXT  before every line of the guest's console
+
+exit: 0, or 10 + the guest's code; 1 set-up failed; 2 usage; 3 KVM internal error; 4 triple fault; 5 reboot or panic;
+      6 timeout
+";
+
+/// A valid command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Args {
+    /// bzImage or vmlinux.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Appended to the kernel command line.
+    pub cmdline: String,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub mem_mib: u32,
+    /// Copied into every record.
+    pub mode_label: String,
+    /// Seconds until the VMM gives up.
+    pub timeout_s: u64,
+    /// Pin threads.
+    pub pin: bool,
+    /// Let the guest halt without an exit.
+    pub hlt_in_guest: bool,
+    /// Before every line of the guest's console.
+    pub serial_prefix: String,
+}
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// Run a guest.
+    Run(Args),
+    /// Print the usage.
+    Help,
+}
+
+impl Args {
+    /// Parses arguments without the program's name; the error is one line for the user.
+    pub fn parse(raw: Vec<OsString>) -> Result<Parsed, String> {
+        let mut p = pico_args::Arguments::from_vec(raw);
+        if p.contains(["-h", "--help"]) {
+            return Ok(Parsed::Help);
+        }
+        let args = Args {
+            kernel: p.value_from_str("--kernel").map_err(text)?,
+            initrd: p.opt_value_from_str("--initrd").map_err(text)?,
+            cmdline: p.opt_value_from_str("--cmdline").map_err(text)?.unwrap_or_default(),
+            vcpus: p.opt_value_from_str("--vcpus").map_err(text)?.unwrap_or(1),
+            mem_mib: p.opt_value_from_str("--mem-mib").map_err(text)?.unwrap_or(256),
+            mode_label: p.opt_value_from_str("--mode-label").map_err(text)?.unwrap_or_default(),
+            timeout_s: p.opt_value_from_str("--timeout-s").map_err(text)?.unwrap_or(120),
+            pin: p.contains("--pin"),
+            hlt_in_guest: p.contains("--hlt-in-guest"),
+            serial_prefix: p
+                .opt_value_from_str("--serial-prefix")
+                .map_err(text)?
+                .unwrap_or_default(),
+        };
+        if let Some(extra) = p.finish().first() {
+            return Err(format!("unknown argument '{}'; see --help", extra.to_string_lossy()));
+        }
+        args.check()?;
+        Ok(Parsed::Run(args))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if !(1..=8).contains(&self.vcpus) {
+            return Err(format!("--vcpus {}: must be 1 to 8", self.vcpus));
+        }
+        if !(64..=3072).contains(&self.mem_mib) {
+            return Err(format!("--mem-mib {}: must be 64 to 3072", self.mem_mib));
+        }
+        if self.timeout_s == 0 {
+            return Err("--timeout-s 0: must be at least 1".into());
+        }
+        for (option, path) in [("--kernel", Some(&self.kernel)), ("--initrd", self.initrd.as_ref())]
+        {
+            if let Some(path) = path.filter(|p| !p.is_file()) {
+                return Err(format!("{option} {}: no such file", path.display()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn text(error: pico_args::Error) -> String {
+    format!("{error}; see --help")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Parsed, String> {
+        Args::parse(words.iter().map(OsString::from).collect())
+    }
+
+    #[test]
+    fn good() {
+        let Ok(Parsed::Run(args)) = parse(&["--kernel", "Cargo.toml", "--vcpus", "4", "--pin"])
+        else {
+            unreachable!("a valid command line")
+        };
+        assert_eq!((args.vcpus, args.mem_mib, args.pin), (4, 256, true));
+        assert_eq!(parse(&["--help"]), Ok(Parsed::Help));
+    }
+
+    #[test]
+    fn bad_arguments_give_one_line() {
+        for words in [
+            &["--vcpus", "4"][..],
+            &["--kernel", "Cargo.toml", "--vcpus", "9"],
+            &["--kernel", "Cargo.toml", "--vcpus", "x"],
+            &["--kernel", "Cargo.toml", "--mem-mib", "1"],
+            &["--kernel", "Cargo.toml", "--timeout-s", "0"],
+            &["--kernel", "Cargo.toml", "--nonsense"],
+            &["--kernel", "/nonexistent"],
+        ] {
+            let error = parse(words).unwrap_err();
+            assert!(!error.is_empty() && !error.contains('\n'), "{error}");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The pager: takes pages away and delivers them by userfaultfd when their policy says so.
+
+mod content;
+pub mod policy;
+pub mod schedule;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use rcu_clean::ArcRcu;
+use ve_apf_testdev::Run;
+
+use crate::counters::{Values, lock};
+use crate::memory::Ram;
+use crate::sys;
+use crate::uffd::{Answer, Uffd};
+use content::Content;
+use policy::{Policies, Table};
+use schedule::{Request, Schedule};
+
+/// Shared by the vCPU threads, which carry out the guest's commands, and the pager thread, which waits.
+pub struct Pager {
+    ram: Arc<Ram>,
+    uffd: Uffd,
+    /// The policy table.
+    pub policies: Policies,
+    state: Mutex<State>,
+}
+
+struct State {
+    registered: bool,
+    schedule: Schedule,
+    /// Evicted and not delivered yet.
+    missing: HashMap<u64, Content>,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    faults: u64,
+    duplicates: u64,
+    untouched: u64,
+    delivered: u64,
+    deliveries: u64,
+    evicted: u64,
+    max_pending: u64,
+    late_us: u64,
+    max_late_us: u64,
+}
+
+/// [`Pager::state`]'s answer.
+#[derive(Debug, Clone, Copy)]
+pub struct PagerState {
+    /// Asked for, not delivered.
+    pub pending: u64,
+    /// Evicted, not delivered.
+    pub missing: u64,
+    /// Requests so far.
+    pub faults: u64,
+    /// Pages delivered so far.
+    pub delivered: u64,
+}
+
+impl Pager {
+    /// Nothing is registered until the guest declares its arena, so that booting costs no round trips.
+    pub fn new(ram: Arc<Ram>) -> Result<Pager> {
+        let uffd = Uffd::open().context("userfaultfd is not available")?;
+        let state = State {
+            registered: false,
+            schedule: Schedule::new(sys::now_ns()),
+            missing: HashMap::new(),
+            counts: Counts::default(),
+        };
+        Ok(Pager { ram, uffd, policies: Policies::new(), state: Mutex::new(state) })
+    }
+
+    /// Hands guest memory to userfaultfd, all of it made present first. Further calls do nothing.
+    pub fn register(&self) -> Result<()> {
+        let mut state = lock(&self.state);
+        if !state.registered {
+            self.ram.populate()?;
+            let (start, len) = self.ram.host_range();
+            self.uffd.register(start, len).context("cannot register guest memory")?;
+            state.registered = true;
+        }
+        Ok(())
+    }
+
+    /// Takes pages away. What comes back is the pattern of `round`, or with `None` what they hold now.
+    pub fn evict(&self, runs: &[Run], round: Option<u64>) -> Result<()> {
+        // Under the lock, so that no page is delivered before its content is known.
+        let mut state = lock(&self.state);
+        anyhow::ensure!(state.registered, "evict before declare");
+        for run in runs {
+            for gfn in run.frames() {
+                let content = match round {
+                    Some(round) => Content::Pattern(round),
+                    // A page missing already keeps what it was to get.
+                    None if state.missing.contains_key(&gfn) => continue,
+                    None => Content::save(&self.ram, gfn)?,
+                };
+                state.missing.insert(gfn, content);
+                state.counts.evicted += 1;
+            }
+            self.ram.drop_frames(run.first, run.count)?;
+        }
+        Ok(())
+    }
+
+    /// Delivers these frames, or all that are missing, now.
+    pub fn restore(&self, runs: &[Run]) -> Result<u64> {
+        let mut state = lock(&self.state);
+        let frames: Vec<u64> = if runs.is_empty() {
+            state.missing.keys().copied().collect()
+        } else {
+            runs.iter()
+                .flat_map(|run| run.frames())
+                .filter(|gfn| state.missing.contains_key(gfn))
+                .collect()
+        };
+        for gfn in &frames {
+            state.schedule.take(*gfn);
+        }
+        self.deliver(&mut state, &frames)?;
+        Ok(frames.len() as u64)
+    }
+
+    /// Delivers what is missing and hands guest memory back to the kernel.
+    pub fn finish(&self) -> Result<()> {
+        self.restore(&[])?;
+        if lock(&self.state).registered {
+            let (start, len) = self.ram.host_range();
+            self.uffd.unregister(start, len).context("cannot unregister guest memory")?;
+        }
+        Ok(())
+    }
+
+    /// How things stand.
+    pub fn state(&self) -> PagerState {
+        let state = lock(&self.state);
+        PagerState {
+            pending: state.schedule.len() as u64,
+            missing: state.missing.len() as u64,
+            faults: state.counts.faults,
+            delivered: state.counts.delivered,
+        }
+    }
+
+    /// Counters for a snapshot; those named `max_` are the highest values since the last one.
+    pub fn values(&self) -> Values {
+        let mut state = lock(&self.state);
+        let max_pending = std::mem::take(&mut state.counts.max_pending);
+        let max_late_us = std::mem::take(&mut state.counts.max_late_us);
+        let c = &state.counts;
+        Values::from([
+            ("faults".to_owned(), c.faults),
+            ("duplicates".to_owned(), c.duplicates),
+            ("untouched".to_owned(), c.untouched),
+            ("delivered".to_owned(), c.delivered),
+            ("deliveries".to_owned(), c.deliveries),
+            ("evicted".to_owned(), c.evicted),
+            ("late_us".to_owned(), c.late_us),
+            ("max_pending".to_owned(), max_pending),
+            ("max_late_us".to_owned(), max_late_us),
+        ])
+    }
+
+    /// Body of the pager thread; returns only on errors.
+    pub fn run(&self) -> Result<()> {
+        sys::no_timer_slack();
+        let table = self.policies.reader();
+        let mut faults = Vec::new();
+        loop {
+            let next = {
+                let mut state = lock(&self.state);
+                self.deliver_due(&mut state)?;
+                state.schedule.next_ns()
+            };
+            self.wait(next)?;
+            faults.clear();
+            self.uffd.read_faults(&mut faults)?;
+            if !faults.is_empty() {
+                self.take_requests(&faults, &table)?;
+            }
+        }
+    }
+
+    fn take_requests(&self, faults: &[u64], table: &ArcRcu<Table>) -> Result<()> {
+        let now = sys::now_ns();
+        let mut state = lock(&self.state);
+        for hva in faults {
+            let gfn = self.ram.gfn(*hva).context("fault outside guest memory")?;
+            state.counts.faults += 1;
+            if !state.missing.contains_key(&gfn) {
+                // Never evicted, or delivered while this request was on its way.
+                state.counts.untouched += 1;
+                self.uffd.zero(*hva)?;
+                continue;
+            }
+            if state.schedule.request(now, gfn, &table.get(gfn)) == Request::Duplicate {
+                state.counts.duplicates += 1;
+            }
+        }
+        let pending = state.schedule.len() as u64;
+        state.counts.max_pending = state.counts.max_pending.max(pending);
+        Ok(())
+    }
+
+    fn deliver_due(&self, state: &mut State) -> Result<()> {
+        for (due_ns, batch) in state.schedule.due(sys::now_ns()) {
+            let late_us = sys::now_ns().saturating_sub(due_ns) / 1000;
+            state.counts.late_us += late_us;
+            state.counts.max_late_us = state.counts.max_late_us.max(late_us);
+            self.deliver(state, &batch)?;
+        }
+        Ok(())
+    }
+
+    /// Puts all pages in before anybody is woken, so that a burst completes as one.
+    fn deliver(&self, state: &mut State, batch: &[u64]) -> Result<()> {
+        let alone = batch.len() == 1;
+        state.counts.deliveries += 1;
+        for gfn in batch {
+            let Some(content) = state.missing.remove(gfn) else { continue };
+            let hva = self.ram.hva(*gfn).context("frame outside guest memory")?;
+            let answer = self
+                .uffd
+                .copy(hva, &content.bytes(*gfn), alone)
+                .context("cannot deliver a page")?;
+            state.counts.delivered += u64::from(answer == Answer::Delivered);
+        }
+        if !alone {
+            for hva in batch.iter().filter_map(|gfn| self.ram.hva(*gfn)) {
+                self.uffd.wake(hva, 4096)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Until a request comes or the next delivery is due. Commands of the guest only ever take deliveries out.
+    fn wait(&self, until_ns: Option<u64>) -> io::Result<()> {
+        let mut fd = libc::pollfd { fd: self.uffd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let left = until_ns.map(|at| at.saturating_sub(sys::now_ns())).map(|ns| libc::timespec {
+            tv_sec: (ns / 1_000_000_000) as i64,
+            tv_nsec: (ns % 1_000_000_000) as i64,
+        });
+        let timeout = left.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: `fd` and the time live through the call; no signal mask is given.
+        let rc = unsafe { libc::ppoll(&mut fd, 1, timeout, std::ptr::null()) };
+        match rc {
+            n if n >= 0 => Ok(()),
+            _ => match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::Interrupted => Ok(()),
+                e => Err(e),
+            },
+        }
+    }
+}

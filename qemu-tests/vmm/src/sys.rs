@@ -1,0 +1,53 @@
+//! Thin wrappers over system calls of the threads: clock, affinity, names, signals.
+
+use std::io;
+
+/// `CLOCK_MONOTONIC` in ns.
+pub fn now_ns() -> u64 {
+    let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `ts` is a valid timespec, and the clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut ts) };
+    // This clock starts at boot and is never negative.
+    ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64
+}
+
+/// Thread id of the caller.
+pub fn gettid() -> i32 {
+    // Not libc's function: std refers to it weakly, and a static program built with LTO would then call address 0.
+    // SAFETY: no arguments, cannot fail, and thread ids are below 2^22.
+    unsafe { libc::syscall(libc::SYS_gettid) as i32 }
+}
+
+/// Number of CPUs this process may use.
+pub fn cpu_count() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Pins the calling thread to one CPU.
+pub fn pin_to(cpu: usize) -> io::Result<()> {
+    // SAFETY: cpu_set_t is plain bits; all zero is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: CPU_SET ignores numbers beyond the set.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: `set` lives through the call and its size is passed.
+    let rc = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Timers of the calling thread expire when they are due, not up to 50 us later.
+pub fn no_timer_slack() {
+    // SAFETY: takes plain integers.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+}
+
+/// Makes SIGUSR1 interrupt system calls and do nothing else: it takes a vCPU thread out of KVM_RUN.
+pub fn install_kick_signal() -> vmm_sys_util::errno::Result<()> {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    vmm_sys_util::signal::register_signal_handler(libc::SIGUSR1, nothing)
+}
+
+/// Sends SIGUSR1 to a thread of this process.
+pub fn kick(tid: i32) {
+    // SAFETY: takes plain integers; a thread that is gone gives ESRCH.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGUSR1) };
+}

@@ -1,0 +1,171 @@
+//! Device side of the test device: see `ve-apf-testdev` for the layout.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use serde_json::json;
+use ve_apf_testdev::{CommandPage, Op, PAGE_SIZE, PolicyArgs, Run, RunIter, VERSION};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::counters::{Counters, lock};
+use crate::memory::Ram;
+use crate::pager::Pager;
+use crate::report::Reporter;
+use crate::sys;
+use crate::trace::Recorder;
+
+/// What the vCPU does after a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Enters the guest again.
+    Resume,
+    /// The guest is done, with this code.
+    Exit(u8),
+}
+
+/// The device.
+pub struct TestDevice {
+    ram: Arc<Ram>,
+    pager: Arc<Pager>,
+    counters: Arc<Counters>,
+    reporter: Reporter,
+    recorder: Recorder,
+    mem_mib: u32,
+    vcpus: u8,
+    declared: Mutex<BTreeSet<u64>>,
+    text: Mutex<Vec<u8>>,
+}
+
+/// Longest report.
+const MAX_TEXT: usize = 16 << 20;
+
+impl TestDevice {
+    /// A device for this machine.
+    pub fn new(
+        ram: Arc<Ram>,
+        pager: Arc<Pager>,
+        counters: Arc<Counters>,
+        reporter: Reporter,
+        recorder: Recorder,
+        mem_mib: u32,
+        vcpus: u8,
+    ) -> TestDevice {
+        let (declared, text) = (Mutex::default(), Mutex::default());
+        TestDevice { ram, pager, counters, reporter, recorder, mem_mib, vcpus, declared, text }
+    }
+
+    /// The scheduling recorder, which the vCPU threads tell their ids.
+    pub fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
+    /// Carries out the command in frame `pfn`. A frame that is not guest memory is ignored: there is nowhere to answer.
+    pub fn command(&self, pfn: u32) -> Next {
+        let at = GuestAddress(u64::from(pfn) * PAGE_SIZE as u64);
+        let mut bytes = [0; PAGE_SIZE];
+        if self.ram.mem.read_slice(&mut bytes, at).is_err() {
+            return Next::Resume;
+        }
+        let mut page = CommandPage::from_bytes(bytes);
+        let result = match page.op() {
+            Some(Op::Exit) => return Next::Exit(u8::try_from(page.args()[0]).unwrap_or(u8::MAX)),
+            Some(op) => self.carry_out(op, &mut page),
+            None => Err(libc::ENOSYS),
+        };
+        page.set_status(match result {
+            Ok(()) => 1,
+            Err(errno) => -errno,
+        });
+        // The frame was readable a moment ago and memory does not shrink.
+        let _ = self.ram.mem.write_slice(page.as_bytes(), at);
+        Next::Resume
+    }
+
+    fn carry_out(&self, op: Op, page: &mut CommandPage) -> Result<(), i32> {
+        let args = page.args();
+        match op {
+            Op::Hello => page.set_args([VERSION, self.mem_mib.into(), self.vcpus.into(), 0]),
+            Op::Declare => {
+                let runs = self.runs(page)?;
+                self.pager.register().map_err(log_io)?;
+                lock(&self.declared).extend(runs.iter().flat_map(|run| run.frames()));
+            }
+            Op::SetPolicy => {
+                let policy = PolicyArgs::from_args(args).ok_or(libc::EINVAL)?;
+                let ranges: Vec<_> = self.runs(page)?.iter().map(|run| run.frames()).collect();
+                self.pager.policies.set(&ranges, policy);
+            }
+            Op::Evict => {
+                let runs = self.runs(page)?;
+                self.check_declared(&runs)?;
+                self.pager.evict(&runs, (args[1] == 0).then_some(args[0])).map_err(log_io)?;
+            }
+            Op::Restore => {
+                let delivered = self.pager.restore(&self.runs(page)?).map_err(log_io)?;
+                page.set_args([delivered, 0, 0, 0]);
+            }
+            Op::StatsBegin => self
+                .counters
+                .begin(page.label(), self.pager.values())
+                .map_err(|e| log_io(e.into()))?,
+            Op::StatsEnd => {
+                let diff = self
+                    .counters
+                    .end(page.label(), self.pager.values())
+                    .map_err(|e| log_io(e.into()))?;
+                page.set_data(diff.ok_or(libc::ENOENT)?.to_string().as_bytes());
+            }
+            Op::Report => self.report(page)?,
+            Op::SyncClock => {
+                let now = sys::now_ns();
+                self.reporter.print_value("clock", json!({"l2_ns": args[0], "l1_ns": now}));
+                page.set_args([now, 0, 0, 0]);
+            }
+            Op::PagerState => {
+                let state = self.pager.state();
+                page.set_args([state.pending, state.missing, state.faults, state.delivered]);
+            }
+            Op::Trace if args[0] != 0 => self.recorder.start().map_err(|e| log_io(e.into()))?,
+            Op::Trace => {
+                let lines = self.recorder.stop().map_err(|e| log_io(e.into()))?;
+                let record = json!({"where": "l1", "label": page.label(), "lines": lines});
+                self.reporter.print_value("trace", record);
+            }
+            Op::Exit => {}
+        }
+        Ok(())
+    }
+
+    fn report(&self, page: &CommandPage) -> Result<(), i32> {
+        let mut text = lock(&self.text);
+        if text.len() + page.data().len() > MAX_TEXT {
+            text.clear();
+            return Err(libc::E2BIG);
+        }
+        text.extend_from_slice(page.data());
+        if page.args()[0] & 1 != 0 {
+            let text = std::mem::take(&mut *text);
+            self.reporter.print_guest(&text, self.counters.take(page.label()));
+        }
+        Ok(())
+    }
+
+    /// The page's runs, all inside guest memory.
+    fn runs(&self, page: &CommandPage) -> Result<Vec<Run>, i32> {
+        let runs: Vec<Run> = RunIter::new(page.data()).collect();
+        let inside = |run: &Run| self.ram.hva(run.first + run.count - 1).is_some();
+        if runs.iter().all(inside) { Ok(runs) } else { Err(libc::EFAULT) }
+    }
+
+    /// A mistake in a workload must not take the guest kernel's own pages away.
+    fn check_declared(&self, runs: &[Run]) -> Result<(), i32> {
+        let declared = lock(&self.declared);
+        let known = runs.iter().flat_map(|run| run.frames()).all(|gfn| declared.contains(&gfn));
+        if known { Ok(()) } else { Err(libc::EPERM) }
+    }
+}
+
+fn log_io(error: anyhow::Error) -> i32 {
+    eprintln!("ve-apf-vmm: test device: {error:#}");
+    libc::EIO
+}

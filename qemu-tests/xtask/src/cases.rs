@@ -1,0 +1,221 @@
+//! The case table: TOML files in qemu-tests/cases, one entry per case. See README.md there.
+
+use crate::error::{Kind, fail};
+use crate::expect::Expectation;
+use crate::initrd::Step;
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+mod entry;
+
+use entry::Entry;
+
+/// How the guest meets a missing page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Mode {
+    /// The vCPU stops.
+    Blocking,
+    /// KVM's asynchronous page fault.
+    KvmApf,
+    /// Ours.
+    VeApf,
+}
+
+impl Mode {
+    /// As in the case table and in records.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Blocking => "blocking",
+            Self::KvmApf => "kvm-apf",
+            Self::VeApf => "ve-apf",
+        }
+    }
+
+    /// Kernel parameters of L2 that make it so.
+    fn cmdline(self) -> &'static str {
+        match self {
+            Self::Blocking => "no-ve-apf no-kvmapf",
+            Self::KvmApf => "no-ve-apf",
+            Self::VeApf => "",
+        }
+    }
+}
+
+/// One file of the table.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    /// Which command runs it.
+    suite: String,
+    #[serde(default)]
+    boot: BTreeMap<String, BootEntry>,
+    #[serde(default)]
+    case: Vec<Entry>,
+}
+
+/// How L1 is booted for a group of cases.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct BootEntry {
+    /// Memory of L1.
+    pub(crate) mem_mib: u32,
+    /// More kernel parameters of L1.
+    pub(crate) cmdline: String,
+    /// Size of an empty disk, /dev/vda.
+    pub(crate) disk_mib: u32,
+}
+
+impl Default for BootEntry {
+    fn default() -> Self {
+        Self { mem_mib: 3072, cmdline: String::new(), disk_mib: 0 }
+    }
+}
+
+/// A case, for one mode.
+#[derive(Debug)]
+pub(crate) struct Case {
+    /// `entry@mode` if the entry has several modes.
+    pub(crate) name: String,
+    /// The boot that runs it.
+    pub(crate) boot: String,
+    /// Which machine.
+    pub(crate) lane: String,
+    /// The guest's way with missing pages.
+    pub(crate) mode: Mode,
+    /// vCPUs of L2.
+    pub(crate) vcpus: u32,
+    /// What L1 runs.
+    pub(crate) step: Step,
+    /// Wants Debian's QEMU in L1.
+    pub(crate) client: bool,
+    /// What must hold.
+    pub(crate) expect: Vec<Expectation>,
+    /// Why it is not run.
+    pub(crate) skip: Option<String>,
+}
+
+/// A suite: its boots and its cases, in the table's order.
+pub(crate) struct Suite {
+    /// By name.
+    pub(crate) boots: BTreeMap<String, BootEntry>,
+    /// Every case.
+    pub(crate) cases: Vec<Case>,
+}
+
+/// Reads every file of `suite` in `dir`, by name.
+pub(crate) fn load(dir: &Path, suite: &str) -> Result<Suite> {
+    let mut paths: Vec<_> = std::fs::read_dir(dir)
+        .with_context(|| format!("reading {}", dir.display()))?
+        .filter_map(|e| Some(e.ok()?.path()))
+        .filter(|p| p.extension().is_some_and(|e| e == "toml"))
+        .collect();
+    paths.sort();
+    let mut all = Suite { boots: BTreeMap::new(), cases: Vec::new() };
+    for path in paths {
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("reading {}", path.display()))?;
+        parse(&text, suite, &mut all).map_err(|e| {
+            fail(Kind::Usage, format!("{}: {e:#}", path.display()), "correct the case table")
+        })?;
+    }
+    Ok(all)
+}
+
+fn parse(text: &str, suite: &str, all: &mut Suite) -> Result<()> {
+    let file: File = toml::from_str(text)?;
+    if file.suite != suite {
+        return Ok(());
+    }
+    all.boots.extend(file.boot);
+    for entry in &file.case {
+        for &mode in &entry.modes {
+            let case = entry.case(mode).with_context(|| format!("case {}", entry.name))?;
+            anyhow::ensure!(
+                all.boots.contains_key(&case.boot),
+                "case {}: no [boot.{}]",
+                case.name,
+                case.boot
+            );
+            anyhow::ensure!(
+                all.cases.iter().all(|c| c.name != case.name),
+                "case {} is there twice",
+                case.name
+            );
+            all.cases.push(case);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Suite> {
+        let mut all = Suite { boots: BTreeMap::new(), cases: Vec::new() };
+        parse(text, "test", &mut all)?;
+        Ok(all)
+    }
+
+    const HEAD: &str = "suite = \"test\"\n[boot.main]\n";
+
+    #[test]
+    fn an_entry_becomes_a_case_per_mode() {
+        let text = format!(
+            "{HEAD}[[case]]\nname = \"a\"\nboot = \"main\"\nmodes = [\"blocking\", \"ve-apf\"]\nworkload = \"user_touch\"\n\
+             timeout_s = 60\nparams = {{ tasks = 8, order = \"random\" }}\nexpect = [\"wrong_bytes == 0\"]\n\
+             expect_in.ve-apf = [\"parked > 0\"]\n"
+        );
+        let suite = read(&text).unwrap();
+        let names: Vec<&str> = suite.cases.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names, ["a@blocking", "a@ve-apf"]);
+        let argv = suite.cases[0].step.argv.join(" ");
+        assert!(
+            argv.contains(
+                "no-ve-apf no-kvmapf veapf.run=user_touch veapf.order=random veapf.tasks=8"
+            ),
+            "{argv}"
+        );
+        assert_eq!(suite.cases[0].expect.len() + 1, suite.cases[1].expect.len());
+    }
+
+    #[test]
+    fn words_of_an_argv_are_filled_in() {
+        let text = format!(
+            "{HEAD}[[case]]\nname = \"a\"\nboot = \"main\"\nargv = [\"q\", \"{{kernel}}\"]\ntimeout_s = 6\n"
+        );
+        assert_eq!(read(&text).unwrap().cases[0].step.argv, ["q", "/bzImage"]);
+    }
+
+    #[test]
+    fn mistakes_in_the_table_are_found() {
+        for (case, says) in [
+            ("name = \"a\"\nboot = \"none\"\nworkload = \"x\"\ntimeout_s = 6", "no [boot.none]"),
+            ("name = \"a\"\nboot = \"main\"\ntimeout_s = 6", "either a workload or an argv"),
+            (
+                "name = \"a\"\nboot = \"main\"\nworkload = \"x\"\ntimeout_s = 6\nexpect = [\"a\"]",
+                "expected a comparison",
+            ),
+            (
+                "name = \"a\"\nboot = \"main\"\nworkload = \"x\"\ntimeout_s = 6\ntypo = 1",
+                "unknown field",
+            ),
+        ] {
+            let Err(error) = read(&format!("{HEAD}[[case]]\n{case}\n")) else {
+                panic!("accepted: {case}")
+            };
+            assert!(format!("{error:#}").contains(says), "{error:#}");
+        }
+    }
+
+    #[test]
+    fn the_real_tables_are_well_formed() {
+        let dir = crate::paths::root().join("qemu-tests/cases");
+        for suite in ["test", "demo", "self-check"] {
+            assert!(!load(&dir, suite).unwrap().cases.is_empty(), "{suite}");
+        }
+    }
+}

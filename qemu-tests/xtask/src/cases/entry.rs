@@ -1,0 +1,176 @@
+//! An entry of the table, and how it becomes cases.
+
+use super::{Case, Mode};
+use crate::expect::Expectation;
+use crate::initrd::{self, Step};
+use anyhow::Result;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Entry {
+    pub(super) name: String,
+    boot: String,
+    #[serde(default = "svm")]
+    lane: String,
+    #[serde(default = "only_ve_apf")]
+    pub(super) modes: Vec<Mode>,
+    #[serde(default = "one")]
+    vcpus: u32,
+    #[serde(default = "mem_mib")]
+    mem_mib: u32,
+    timeout_s: u64,
+    /// Runs in L2, under our VMM.
+    workload: Option<String>,
+    #[serde(default)]
+    params: BTreeMap<String, Param>,
+    /// More kernel parameters of L2.
+    #[serde(default)]
+    cmdline: String,
+    #[serde(default)]
+    vmm_args: Vec<String>,
+    /// Runs in L1 instead of the VMM.
+    argv: Option<Vec<String>>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    /// Wants Debian's QEMU in L1.
+    #[serde(default)]
+    client: bool,
+    #[serde(default)]
+    exit: i64,
+    #[serde(default)]
+    expect: Vec<String>,
+    #[serde(default)]
+    expect_in: BTreeMap<String, Vec<String>>,
+    skip: Option<String>,
+}
+
+/// What every workload under our VMM must show: it reported, without an error, without a wrong byte and without a
+/// complaint in the guest's kernel log.
+const ALWAYS: &[&str] = &[
+    "count(result) > 0",
+    "count(error) == 0",
+    "or_zero(result.wrong_bytes) == 0",
+    "or_zero(result.bad) == 0",
+];
+
+/// A workload's parameter.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Param {
+    Number(i64),
+    Text(String),
+}
+
+fn svm() -> String {
+    "svm".into()
+}
+fn only_ve_apf() -> Vec<Mode> {
+    vec![Mode::VeApf]
+}
+fn one() -> u32 {
+    1
+}
+fn mem_mib() -> u32 {
+    256
+}
+
+impl Entry {
+    /// This entry in one of its modes.
+    pub(super) fn case(&self, mode: Mode) -> Result<Case> {
+        let name = if self.modes.len() > 1 {
+            format!("{}@{}", self.name, mode.name())
+        } else {
+            self.name.clone()
+        };
+        let argv = match (&self.workload, &self.argv) {
+            (Some(_), None) => self.vmm_argv(mode),
+            (None, Some(argv)) => argv.iter().map(|a| self.fill_in(a, mode)).collect(),
+            _ => anyhow::bail!("needs either a workload or an argv"),
+        };
+        let step =
+            Step { name: name.clone(), argv, timeout_s: self.timeout_s, env: self.env.clone() };
+        let mut expect = vec![format!("step.exit == {}", self.exit)];
+        if self.workload.is_some() && self.exit == 0 {
+            expect.extend(ALWAYS.iter().map(|e| (*e).to_owned()));
+        }
+        for (name, more) in &self.expect_in {
+            anyhow::ensure!(
+                self.modes.iter().any(|m| m.name() == name),
+                "expect_in names the mode {name}, which is not among its modes"
+            );
+            if name == mode.name() {
+                expect.extend(more.iter().cloned());
+            }
+        }
+        expect.extend(self.expect.iter().cloned());
+        let expect = expect
+            .iter()
+            .map(|text| Expectation::parse(text).map_err(|e| anyhow::anyhow!("{text}: {e}")))
+            .collect::<Result<_>>()?;
+        Ok(Case {
+            name,
+            boot: self.boot.clone(),
+            lane: self.lane.clone(),
+            mode,
+            vcpus: self.vcpus,
+            step,
+            client: self.client,
+            expect,
+            skip: self.skip.clone(),
+        })
+    }
+
+    /// Kernel parameters of L2.
+    fn l2_cmdline(&self, mode: Mode) -> String {
+        let mut words = vec![
+            "console=ttyS0 quiet panic=-1".to_owned(),
+            mode.cmdline().to_owned(),
+            self.cmdline.clone(),
+        ];
+        words.extend(self.workload.iter().map(|w| format!("veapf.run={w}")));
+        for (name, value) in &self.params {
+            words.push(match value {
+                Param::Number(n) => format!("veapf.{name}={n}"),
+                Param::Text(text) => format!("veapf.{name}={text}"),
+            });
+        }
+        words.retain(|w| !w.is_empty());
+        words.join(" ")
+    }
+
+    fn vmm_argv(&self, mode: Mode) -> Vec<String> {
+        let (vcpus, mem) = (self.vcpus.to_string(), self.mem_mib.to_string());
+        // The VMM gives up first, so that it can say where the vCPUs are.
+        let timeout = self.timeout_s.saturating_sub(5).max(5).to_string();
+        let cmdline = self.l2_cmdline(mode);
+        let fixed = [
+            initrd::VMM,
+            "--kernel",
+            initrd::L2_KERNEL,
+            "--initrd",
+            initrd::L2_INITRD,
+            "--cmdline",
+            &cmdline,
+            "--vcpus",
+            &vcpus,
+            "--mem-mib",
+            &mem,
+            "--mode-label",
+            mode.name(),
+            "--timeout-s",
+            &timeout,
+        ];
+        fixed.iter().map(|s| (*s).to_owned()).chain(self.vmm_args.iter().cloned()).collect()
+    }
+
+    /// Replaces {kernel}, {initrd}, {cmdline}, {vcpus} and {mem_mib}.
+    fn fill_in(&self, word: &str, mode: Mode) -> String {
+        word.replace("{kernel}", initrd::L2_KERNEL)
+            .replace("{initrd}", initrd::L2_INITRD)
+            .replace("{cmdline}", &self.l2_cmdline(mode))
+            .replace("{vcpus}", &self.vcpus.to_string())
+            .replace("{mem_mib}", &self.mem_mib.to_string())
+    }
+}

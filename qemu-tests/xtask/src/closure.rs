@@ -1,0 +1,83 @@
+//! A dynamically linked program with everything it needs at run time, for L1's initramfs.
+
+use crate::cpio::Archive;
+use crate::error::{Kind, fail};
+use crate::proc;
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Debian's QEMU, as the client that knows nothing of us.
+pub(crate) const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+
+/// Firmware that the machine types we start may ask for; what a Debian release does not have is skipped.
+const FIRMWARE: &[&str] = &[
+    "/usr/share/seabios/bios-256k.bin",
+    "/usr/share/seabios/bios-microvm.bin",
+    "/usr/share/seabios/bios.bin",
+    "/usr/share/qemu/bios-256k.bin",
+    "/usr/share/qemu/bios-microvm.bin",
+    "/usr/share/qemu/bios.bin",
+    "/usr/share/qemu/kvmvapic.bin",
+    "/usr/share/qemu/linuxboot.bin",
+    "/usr/share/qemu/linuxboot_dma.bin",
+    "/usr/share/qemu/multiboot.bin",
+    "/usr/share/qemu/multiboot_dma.bin",
+    "/usr/share/qemu/pvh.bin",
+];
+
+/// Adds QEMU, its libraries and its firmware.
+pub(crate) fn add_qemu(archive: &mut Archive) -> Result<()> {
+    add_program(archive, QEMU)?;
+    for path in FIRMWARE.iter().filter(|p| Path::new(p).exists()) {
+        add(archive, path)?;
+    }
+    Ok(())
+}
+
+/// Adds a program and the libraries that ldd names.
+fn add_program(archive: &mut Archive, program: &str) -> Result<()> {
+    if !Path::new(program).exists() {
+        return Err(fail(
+            Kind::Environment,
+            format!("{program} is missing"),
+            "run `cargo xtask setup`",
+        ));
+    }
+    add(archive, program)?;
+    for library in libraries(&proc::stdout_of(Command::new("ldd").arg(program))?) {
+        let library = library.to_str().context("a library with a strange name")?.to_owned();
+        add(archive, &library)?;
+    }
+    Ok(())
+}
+
+/// The content goes to the name that is asked for, so links need not be followed in the archive.
+fn add(archive: &mut Archive, path: &str) -> Result<()> {
+    let bytes = std::fs::read(path).with_context(|| format!("reading {path}"))?;
+    archive.file(path, 0o755, bytes);
+    Ok(())
+}
+
+/// Lines are "name => /path (address)", "/path (address)" or "linux-vdso (address)".
+fn libraries(ldd: &str) -> Vec<PathBuf> {
+    ldd.lines()
+        .filter_map(|line| {
+            let path = line.split_once("=> ").map_or(line, |(_, p)| p).trim();
+            let path = path.split(" (").next()?;
+            path.starts_with('/').then(|| PathBuf::from(path))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_taken_from_every_form_of_line() {
+        let text = "\tlinux-vdso.so.1 (0x1)\n\tlibz.so.1 => /lib/libz.so.1 (0x2)\n\t/lib64/ld-linux-x86-64.so.2 (0x3)\n";
+        let found = libraries(text);
+        assert_eq!(found, [Path::new("/lib/libz.so.1"), Path::new("/lib64/ld-linux-x86-64.so.2")]);
+    }
+}

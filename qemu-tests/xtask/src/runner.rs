@@ -1,0 +1,239 @@
+//! Running cases: those of one boot share it, and a boot that dies costs only the case that was running.
+
+use crate::boot::{Boot, Console, End, Section};
+use crate::cases::{BootEntry, Case, Suite};
+use crate::initrd::{Programs, Step};
+use crate::kernel::Kernel;
+use crate::paths;
+use crate::record::Record;
+use crate::report::figures;
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How a case ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Status {
+    /// Everything expected held.
+    Passed,
+    /// Something did not.
+    Failed,
+    /// It was not run.
+    Skipped,
+}
+
+/// One case's result.
+#[derive(Debug, Serialize)]
+pub(crate) struct Outcome {
+    /// The case.
+    pub(crate) name: String,
+    /// How it ended.
+    pub(crate) status: Status,
+    /// Expectations that did not hold, or the reason for a skip.
+    pub(crate) why: Vec<String>,
+    /// How long it ran.
+    pub(crate) ms: u64,
+    /// Its part of the console.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) log: Option<PathBuf>,
+    /// What it reported.
+    #[serde(skip)]
+    pub(crate) records: Vec<Record>,
+}
+
+impl Outcome {
+    /// A case that was not run.
+    pub(crate) fn skipped(name: &str, why: &str) -> Self {
+        let status = Status::Skipped;
+        Self {
+            name: name.into(),
+            status,
+            why: vec![why.into()],
+            ms: 0,
+            log: None,
+            records: Vec::new(),
+        }
+    }
+}
+
+/// What is needed to boot.
+pub(crate) struct Lab {
+    /// The kernel of L1 and L2.
+    pub(crate) kernel: Kernel,
+    /// Programs of L1 and L2.
+    pub(crate) programs: Programs,
+    /// Logs and images go here.
+    pub(crate) dir: PathBuf,
+}
+
+/// Runs `cases`; every one of them has an outcome, in order.
+pub(crate) fn run(lab: &Lab, suite: &Suite, cases: &[&Case]) -> Result<Vec<Outcome>> {
+    let mut outcomes = Vec::new();
+    let mut boots: Vec<&str> = Vec::new();
+    for case in cases {
+        if let Some(why) = &case.skip {
+            outcomes.push(Outcome::skipped(&case.name, why));
+        } else if !boots.contains(&case.boot.as_str()) {
+            boots.push(&case.boot);
+        }
+    }
+    for name in boots {
+        let entry = suite.boots.get(name).cloned().unwrap_or_default();
+        let group: Vec<&Case> =
+            cases.iter().copied().filter(|c| c.boot == name && c.skip.is_none()).collect();
+        run_group(lab, name, &entry, &group, &mut outcomes)?;
+    }
+    Ok(outcomes)
+}
+
+/// Boots until every case of the group had its turn.
+fn run_group(
+    lab: &Lab,
+    name: &str,
+    entry: &BootEntry,
+    group: &[&Case],
+    outcomes: &mut Vec<Outcome>,
+) -> Result<()> {
+    let mut left = group;
+    for attempt in 1.. {
+        if left.is_empty() {
+            break;
+        }
+        let name = if attempt == 1 { name.to_owned() } else { format!("{name}.{attempt}") };
+        let console = boot(lab, &name, entry, left)?;
+        let done = console.steps.len().min(left.len());
+        for (case, section) in left.iter().zip(&console.steps) {
+            outcomes.push(judge(lab, case, section)?);
+        }
+        left = &left[done..];
+        if console.end == End::Complete {
+            outcomes.push(l1_log(&name, &console));
+            for case in left {
+                let mut outcome = Outcome::skipped(&case.name, "");
+                outcome.status = Status::Failed;
+                outcome.why = vec!["L1 ended its plan without running this".into()];
+                outcomes.push(outcome);
+            }
+            break;
+        }
+        let Some((case, rest)) = left.split_first() else {
+            // Every case ended, and then L1 went away.
+            outcomes.push(l1_log(&name, &console));
+            break;
+        };
+        let how = if console.end == End::TimedOut { "L1 hung" } else { "L1 died" };
+        let log = write_log(lab, case, &console.tail)?;
+        outcomes.push(Outcome {
+            name: case.name.clone(),
+            status: Status::Failed,
+            why: std::iter::once(format!("{how} while this ran"))
+                .chain(last_words(&console.tail))
+                .collect(),
+            ms: 0,
+            log: Some(log),
+            records: console.tail.records,
+        });
+        left = rest;
+    }
+    Ok(())
+}
+
+fn boot(lab: &Lab, name: &str, entry: &BootEntry, cases: &[&Case]) -> Result<Console> {
+    let plan: Vec<Step> = cases.iter().map(|c| c.step.clone()).collect();
+    let initrd = lab.dir.join(format!("{name}.initrd"));
+    let client = cases.iter().any(|c| c.client);
+    paths::write_atomic(&initrd, &lab.programs.l1(&lab.kernel.bzimage, &plan, client)?)?;
+    let seconds: u64 = plan.iter().map(|s| s.timeout_s + 10).sum();
+    Boot {
+        name,
+        kernel: &lab.kernel.bzimage,
+        initrd: &initrd,
+        mem_mib: entry.mem_mib,
+        cmdline: &entry.cmdline,
+        disk_mib: entry.disk_mib,
+        log: lab.dir.join(format!("{name}.log")),
+        timeout: Duration::from_secs(seconds + 120),
+        steps: plan.len(),
+    }
+    .run()
+}
+
+fn judge(lab: &Lab, case: &Case, section: &Section) -> Result<Outcome> {
+    let step = section.records.last();
+    let mut why: Vec<String> = Vec::new();
+    if step.is_some_and(|s| {
+        s.value.get("timed_out").and_then(serde_json::Value::as_bool) == Some(true)
+    }) {
+        why.push(format!("timed out after {} s", case.step.timeout_s));
+    }
+    if let Some(name) = step.map(|s| s.text("name")).filter(|n| *n != case.name) {
+        why.push(format!("L1 ran {name} in its place"));
+    }
+    let mut records = section.records.clone();
+    records.iter_mut().for_each(figures::derive);
+    why.extend(section.broken.iter().map(|line| format!("a record was cut: {}", shorten(line))));
+    why.extend(case.expect.iter().filter_map(|e| e.check(&records).err()));
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a duration in ms")]
+    let ms = step.and_then(|s| s.number("ms")).unwrap_or(0.0) as u64;
+    let status = if why.is_empty() { Status::Passed } else { Status::Failed };
+    let log = Some(write_log(lab, case, section)?);
+    Ok(Outcome { name: case.name.clone(), status, why, ms, log, records })
+}
+
+/// The kernel log of L1 counts as a case: what it complains of concerns all of them.
+fn l1_log(name: &str, console: &Console) -> Outcome {
+    let report =
+        console.tail.records.iter().find(|r| r.kind() == "dmesg" && r.text("where") == "l1");
+    let mut why: Vec<String> = match report.and_then(|r| r.value.get("bad")?.as_array()) {
+        Some(bad) => bad.iter().map(|l| l.as_str().unwrap_or("?").to_owned()).collect(),
+        None => vec!["L1 did not report its kernel log".into()],
+    };
+    if console.end != End::Complete {
+        why.push("L1 did not end as it should".into());
+        why.extend(last_words(&console.tail));
+    }
+    let status = if why.is_empty() { Status::Passed } else { Status::Failed };
+    let name = format!("{name}: kernel log of L1 is clean");
+    Outcome { name, status, why, ms: 0, log: None, records: Vec::new() }
+}
+
+/// The lines that tell why, or else the last ones.
+fn last_words(section: &Section) -> Vec<String> {
+    const TELLING: [&str; 6] =
+        ["Kernel panic", "BUG:", "WARNING:", "RIP: 0010", "Out of memory", "qemu: "];
+    let telling: Vec<String> = section
+        .lines
+        .iter()
+        .filter(|l| TELLING.iter().any(|t| l.contains(t)))
+        .map(|l| shorten(l))
+        .take(6)
+        .collect();
+    if !telling.is_empty() {
+        return telling;
+    }
+    let start = section.lines.len().saturating_sub(5);
+    section.lines[start..].iter().map(|l| shorten(l)).collect()
+}
+
+fn shorten(line: &str) -> String {
+    if line.chars().count() <= 160 {
+        line.to_owned()
+    } else {
+        line.chars().take(157).collect::<String>() + "..."
+    }
+}
+
+fn write_log(lab: &Lab, case: &Case, section: &Section) -> Result<PathBuf> {
+    let path = log_path(&lab.dir, &case.name);
+    let mut text = section.lines.join("\n");
+    text.push('\n');
+    paths::write_atomic(&path, text.as_bytes()).with_context(|| format!("log of {}", case.name))?;
+    Ok(path)
+}
+
+fn log_path(dir: &Path, name: &str) -> PathBuf {
+    let safe = |c: char| if c.is_ascii_alphanumeric() || "-_.@".contains(c) { c } else { '-' };
+    dir.join("cases").join(format!("{}.log", name.chars().map(safe).collect::<String>()))
+}
