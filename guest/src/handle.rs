@@ -104,9 +104,6 @@ fn park<P: Platform>(cpu: &P, slot: SlotIndex, sleep: Sleep) -> Option<SlotWord>
         if !word.state().is_waiting() {
             break Some(word);
         }
-        if slept {
-            cpu.report(Event::SpuriousWake(slot));
-        }
         if sleep == Sleep::Killable && cpu.fatal_signal() {
             // Under the lock the interrupt can not look between our look and our mark.
             let left = cpu.waiters(|waiters| {
@@ -124,6 +121,9 @@ fn park<P: Platform>(cpu: &P, slot: SlotIndex, sleep: Sleep) -> Option<SlotWord>
                 return None;
             }
             break left;
+        }
+        if slept {
+            cpu.report(Event::SpuriousWake(slot));
         }
         cpu.schedule();
         slept = true;

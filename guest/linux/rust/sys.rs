@@ -84,7 +84,7 @@ unsafe extern "C" {
 
     /// `set_current_state()`
     pub(crate) fn ve_apf_os_prepare_to_sleep(killable: bool);
-    /// `schedule_ve_apf()` with interrupts on.
+    /// `schedule_ve_apf()`
     pub(crate) fn ve_apf_os_schedule();
     /// `__set_current_state(TASK_RUNNING)`
     pub(crate) fn ve_apf_os_finish_sleep();

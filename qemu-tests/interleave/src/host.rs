@@ -310,10 +310,10 @@ impl<'a> Host<'a> {
     fn answer(&self, answer: Submitted) -> Result<(), ()> {
         self.cpu.thread.note(|| format!("hypercall: {answer:?}"));
         let rax = match answer {
-            Submitted::Queued => Some(i64::from(VE_APF_QUEUED as u32)),
-            Submitted::Resolved => Some(i64::from(VE_APF_RESOLVED as u32)),
-            Submitted::Fail => Some(i64::from(VE_APF_FAIL as u32)),
-            Submitted::Unknown => Some(i64::from(VE_APF_UNKNOWN as u32)),
+            Submitted::Queued => Some(VE_APF_QUEUED.cast_signed()),
+            Submitted::Resolved => Some(VE_APF_RESOLVED.cast_signed()),
+            Submitted::Fail => Some(VE_APF_FAIL.cast_signed()),
+            Submitted::Unknown => Some(VE_APF_UNKNOWN.cast_signed()),
             Submitted::Invalid => Some(-VE_APF_EINVAL),
             Submitted::Halt => {
                 self.reach(Reach::Halted);

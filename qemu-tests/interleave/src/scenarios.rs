@@ -269,6 +269,12 @@ fn restore() -> Vec<Scenario> {
             reaches: vec![Reach::Swept, Reach::Moved],
             ..base("restore-moved")
         },
+        Scenario {
+            vcpus: 2,
+            tasks: vec![task(0, &[touch(0, User)]), task(1, &[touch(0, User)])],
+            ..base("restore-two-vcpus")
+        },
+        Scenario { vcpus: 2, tasks: one_each(), ..base("restore-same-vcpu") },
         Scenario { tasks: one_each(), loses_events: true, ..base("restore-loses-events") },
         Scenario {
             tasks: vec![task(0, &[touch(0, User)]), task(0, &[touch(0, User)])],

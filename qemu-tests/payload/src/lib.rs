@@ -11,6 +11,7 @@ pub mod guest_counters;
 pub mod options;
 pub mod plan;
 pub mod section;
+pub mod selftest;
 pub mod sys;
 pub mod system;
 pub mod tally;

@@ -47,7 +47,7 @@ impl<'a> Section<'a> {
     pub fn begin(device: &'a Device, options: &Options, label: &str) -> Result<Section<'a>> {
         let compute = options.count("compute", 1)?;
         let cpu = pinned(options)?;
-        let quiet = measure_quiet(device, compute, cpu, options.number("quiet_ms", 100)?)?;
+        let quiet = measure_quiet(device, compute, cpu, options.number("quiet_ms", 300)?)?;
         let trace_lines =
             if options.flag("trace") { options.count("trace_lines", 4000)? } else { 0 };
         device.sync_clock()?;
@@ -110,18 +110,18 @@ impl Measured {
                 self.record[name] = value.clone();
             }
         }
+        prefer_kernel_counts(&mut self.record);
         let cpus = sys::cpu_count();
-        // With no computing task, the useful work is the touching tasks' own.
-        let (useful, bound) = if self.compute > 0 {
-            (self.share.of_cpu() * self.compute as f64 / self.compute.min(cpus) as f64, 1.0)
+        let cpu_share = self.share.of_cpu() * self.compute as f64 / self.compute.min(cpus) as f64;
+        // What the computing tasks got done, of what they do alone on this VM. Their CPU time says less: it contains
+        // what the host took. With no computing task, the useful work is the touching tasks' own.
+        let (useful, bound) = if self.compute > 0 && self.quiet_rate > 0.0 {
+            (self.share.rate() / self.quiet_rate, 1.0)
+        } else if self.compute > 0 {
+            (cpu_share, 1.0)
         } else {
             let useful = tally.cpu_ns as f64 / (self.wall_ns as f64 * cpus as f64);
             (useful, bound(tasks, tally, latency_us, cpus))
-        };
-        let by_iterations = if self.quiet_rate > 0.0 {
-            json!(round(self.share.rate() / self.quiet_rate))
-        } else {
-            Value::Null
         };
         let head = json!({
             "kind": "result",
@@ -131,13 +131,30 @@ impl Measured {
             "compute": self.compute,
             "latency_us": latency_us,
             "useful_share": round(useful),
-            "useful_share_iterations": by_iterations,
+            "cpu_share": round(cpu_share),
             "bound": round(bound),
         });
         for (name, value) in head.as_object().into_iter().flatten() {
             self.record[name] = value.clone();
         }
         device.report(&self.label, &self.record);
+    }
+}
+
+/// The scheduler's counts become `slept` and `kernel_slept`. With ve-apf the guest kernel counts itself which faults
+/// parked their task: a task that is woken while it is on its way to sleep parked, but did not sleep.
+fn prefer_kernel_counts(record: &mut Value) {
+    for (name, slept, of, kernel) in [
+        ("parked", "slept", "faults", "parked_user"),
+        ("kernel_parked", "kernel_slept", "kernel_faults", "parked_kernel"),
+    ] {
+        record[slept] = record[name].clone();
+        let in_use = record["ve_apf"]["faults"].as_u64().unwrap_or(0) > 0;
+        if let (true, Some(parked), Some(of)) =
+            (in_use, record["ve_apf"][kernel].as_u64(), record[of].as_u64())
+        {
+            record[name] = json!(parked.min(of));
+        }
     }
 }
 

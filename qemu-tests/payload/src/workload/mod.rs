@@ -2,6 +2,9 @@
 //! [`crate::options::Options::policy`]), `compute`, `cpu`, `quiet_ms`, `trace` and `trace_lines` (see
 //! [`crate::section::Section::begin`]).
 
+mod break_ring;
+mod contexts;
+mod hypercall;
 mod info;
 mod kernel_io;
 mod kill_parked;
@@ -22,7 +25,10 @@ use crate::options::Options;
 type Run = fn(&str, &Options, &Device) -> Result<()>;
 
 /// Workloads that need the test device.
-const WITH_DEVICE: [(&str, Run); 10] = [
+const WITH_DEVICE: [(&str, Run); 13] = [
+    ("break_ring", break_ring::run),
+    ("contexts", contexts::run),
+    ("hypercall", hypercall::run),
     ("user_touch", user_touch::run),
     ("burst", user_touch::run_burst),
     ("one_at_a_time", user_touch::run_one_at_a_time),

@@ -38,7 +38,7 @@ pub(super) fn run(options: &Options, device: Option<&Device>) -> Result<()> {
     Ok(())
 }
 
-fn open(cpu: u64) -> Result<File> {
+pub(super) fn open(cpu: u64) -> Result<File> {
     const MSR_MAJOR: u32 = 202;
     let path = std::ffi::CString::new(format!("/tmp/msr{cpu}"))?;
     let dev = libc::makedev(MSR_MAJOR, u32::try_from(cpu)?);
