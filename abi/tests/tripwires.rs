@@ -1,6 +1,6 @@
 //! A second copy of every number. A test that fails here says that the ABI changed.
 //!
-//! ABI v1, once frozen, never changes: see section 3 of docs/design.md and docs/abi.md. The answer to a
+//! ABI v1, once frozen, never changes: see section 3 of docs/architecture.md and docs/abi.md. The answer to a
 //! failure is to take the change back, or a new feature bit, or bytes of the reserved ones; not
 //! to edit the number here.
 

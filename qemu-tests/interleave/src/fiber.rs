@@ -26,7 +26,7 @@ impl Stacks {
     pub fn drop(&mut self, mut fiber: Fiber) {
         if !fiber.0.done() {
             // SAFETY: this abandons the frames on the fiber's stack without running destructors.
-            // (1) Every fiber's body is guest.rs or host.rs over the two engines; across a pause
+            // (1) Every fiber's body is task.rs or exits.rs over the two engines; across a pause
             // they hold `&'static World`, references into their own stack, and plain values
             // (`Works` and `VcpuState` have no Drop and own no heap), never a `RefCell` guard.
             // (2) Nothing outside the stack points into it: the world stores values only.

@@ -1,9 +1,11 @@
 //! What can happen next, and making it happen.
 
+use crate::exits::run;
 use crate::fiber::{Fiber, Stacks, Thread};
-use crate::guest::{name, run_interrupt, run_task};
-use crate::host::{finish, interrupts_on, run, write_en};
+use crate::guest::name;
+use crate::host::{finish, interrupts_on, write_en};
 use crate::reduce::goes_first;
+use crate::task::{run_interrupt, run_task};
 use crate::world::{Exit, Frame, Mode, State, Status, World};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use ve_apf_abi::ring::{VE_APF_CAUSE_DEADLINE, VE_APF_CAUSE_GONE};

@@ -274,7 +274,6 @@ fn restore() -> Vec<Scenario> {
             tasks: vec![task(0, &[touch(0, User)]), task(1, &[touch(0, User)])],
             ..base("restore-two-vcpus")
         },
-        Scenario { vcpus: 2, tasks: one_each(), ..base("restore-same-vcpu") },
         Scenario { tasks: one_each(), loses_events: true, ..base("restore-loses-events") },
         Scenario {
             tasks: vec![task(0, &[touch(0, User)]), task(0, &[touch(0, User)])],

@@ -62,6 +62,7 @@ scenarios! {
     disable_enable_kill: "disable-enable-kill",
     disable_after_restore: "disable-after-restore",
     restore_moved: "restore-moved",
+    restore_two_vcpus: "restore-two-vcpus",
     restore_loses_events: "restore-loses-events",
     restore_loses_pages: "restore-loses-pages",
     restore_suspended: "restore-suspended",
