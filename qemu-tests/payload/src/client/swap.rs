@@ -16,6 +16,9 @@ const CGROUP: &str = "/sys/fs/cgroup/vm";
 /// Runs it, with the swap device `device` (a block device whose content is lost).
 pub fn run(device: &str, append: &str) -> Result<()> {
     swap_on(device)?;
+    // A cgroup of so few huge pages, all in use, is killed before it is swapped out.
+    std::fs::write("/sys/kernel/mm/transparent_hugepage/enabled", "never")
+        .context("transparent_hugepage")?;
     std::fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory")
         .context("cgroup: +memory")?;
     std::fs::create_dir_all(CGROUP).context(CGROUP)?;

@@ -161,6 +161,10 @@ impl Entry {
             mode.name(),
             "--timeout-s",
             &timeout,
+            // vCPUs on one CPU of L1, the pager on the other. Apart, because only then a kick costs what it costs elsewhere;
+            // on one, because QEMU's TCG mixes up the GS bases of guests that run under SVM at the same time, also
+            // with a KVM that knows nothing of us.
+            "--pin",
         ];
         fixed.iter().map(|s| (*s).to_owned()).chain(self.vmm_args.iter().cloned()).collect()
     }
