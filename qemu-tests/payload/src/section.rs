@@ -113,15 +113,18 @@ impl Measured {
         prefer_kernel_counts(&mut self.record);
         let cpus = sys::cpu_count();
         let cpu_share = self.share.of_cpu() * self.compute as f64 / self.compute.min(cpus) as f64;
-        // What the computing tasks got done, of what they do alone on this VM. Their CPU time says less: it contains
-        // what the host took. With no computing task, the useful work is the touching tasks' own.
-        let (useful, bound) = if self.compute > 0 && self.quiet_rate > 0.0 {
-            (self.share.rate() / self.quiet_rate, 1.0)
-        } else if self.compute > 0 {
+        // With no computing task, the useful work is the touching tasks' own.
+        let (useful, bound) = if self.compute > 0 {
             (cpu_share, 1.0)
         } else {
             let useful = tally.cpu_ns as f64 / (self.wall_ns as f64 * cpus as f64);
             (useful, bound(tasks, tally, latency_us, cpus))
+        };
+        // The same in work done, of what is done alone on this VM: contains what the emulator's noise adds.
+        let work_share = if self.quiet_rate > 0.0 {
+            json!(round(self.share.rate() / self.quiet_rate))
+        } else {
+            Value::Null
         };
         let head = json!({
             "kind": "result",
@@ -131,7 +134,7 @@ impl Measured {
             "compute": self.compute,
             "latency_us": latency_us,
             "useful_share": round(useful),
-            "cpu_share": round(cpu_share),
+            "work_share": work_share,
             "bound": round(bound),
         });
         for (name, value) in head.as_object().into_iter().flatten() {

@@ -22,7 +22,8 @@ pub fn run(device: &str, append: &str) -> Result<()> {
     std::fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory")
         .context("cgroup: +memory")?;
     std::fs::create_dir_all(CGROUP).context(CGROUP)?;
-    std::fs::write(format!("{CGROUP}/memory.max"), "112M").context("memory.max")?;
+    // Above `high` the cgroup is throttled while it is swapped out; a hard limit would kill QEMU where the disk is slow.
+    std::fs::write(format!("{CGROUP}/memory.high"), "112M").context("memory.high")?;
 
     let before = pages_swapped_in()?;
     let append = format!("veapf.run=walk veapf.mib=128 veapf.tasks=8 veapf.seconds=20 {append}");

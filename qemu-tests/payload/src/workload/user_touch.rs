@@ -15,7 +15,7 @@ use crate::arena::{Arena, Slice, shuffled};
 use crate::device::Device;
 use crate::options::Options;
 use crate::section::{Section, pinned};
-use crate::tally::{From, Tally};
+use crate::tally::Tally;
 
 /// `user_touch`.
 pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> {
@@ -96,8 +96,9 @@ fn go(
 }
 
 fn touch_all(slice: &Slice, round: u64, seed: u64, tally: &mut Tally) {
-    for index in shuffled(slice.count, seed + round * 1000) {
-        tally.touch(From::User, || slice.read(index, 0));
-        tally.wrong_bytes += slice.wrong_bytes(index, round, 0..1);
-    }
+    let mut wrong = 0;
+    tally.touch_each(shuffled(slice.count, seed + round * 1000).into_iter(), |index| {
+        wrong += slice.wrong_bytes(index, round, 0..1);
+    });
+    tally.wrong_bytes += wrong;
 }
