@@ -9,6 +9,7 @@ mod info;
 mod kernel_io;
 mod kill_parked;
 mod msr;
+mod offline;
 mod page_cache;
 mod same_page;
 mod stress;
@@ -25,7 +26,8 @@ use crate::options::Options;
 type Run = fn(&str, &Options, &Device) -> Result<()>;
 
 /// Workloads that need the test device.
-const WITH_DEVICE: [(&str, Run); 13] = [
+const WITH_DEVICE: [(&str, Run); 14] = [
+    ("offline", offline::run),
     ("break_ring", break_ring::run),
     ("contexts", contexts::run),
     ("hypercall", hypercall::run),
