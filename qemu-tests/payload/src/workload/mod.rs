@@ -13,7 +13,6 @@ mod offline;
 mod page_cache;
 mod same_page;
 mod stress;
-mod sweep;
 mod team;
 mod user_touch;
 mod walk;
@@ -49,7 +48,6 @@ pub fn run(name: &str, options: &Options, device: Option<&Device>) -> Result<()>
         "info" => return info::run(device),
         "walk" => return walk::run(options, device),
         "msr" => return msr::run(options, device),
-        "sweep" => return sweep::run(options, device),
         _ => {}
     }
     let Some((_, run)) = WITH_DEVICE.iter().find(|(known, _)| *known == name) else {
