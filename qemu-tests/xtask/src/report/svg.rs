@@ -3,9 +3,9 @@
 use super::timeline::{Lane, Span, State, Timeline};
 use std::fmt::Write;
 
-const WIDTH: f64 = 1180.0;
+const WIDTH: f64 = 1230.0;
 const LEFT: f64 = 92.0;
-const RIGHT: f64 = 196.0;
+const RIGHT: f64 = 246.0;
 const LANE: f64 = 15.0;
 const BAR: f64 = 11.0;
 /// The picture's resolution: columns of a quarter of a pixel.
