@@ -6,7 +6,7 @@ const BAD: [&str; 14] = [
     "BUG:",
     "Oops",
     "blocked for more than",
-    "lockdep",
+    "inconsistent lock state",
     "possible circular locking",
     "suspicious RCU usage",
     "rcu_preempt detected stalls",
