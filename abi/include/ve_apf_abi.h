@@ -33,9 +33,24 @@
 #define VE_APF_MSR_CAPS 0x4b564de0
 
 /*
- * Guest-physical address of the VE info area in bits 63:12, bit 0 enable. Hardware mode only.
+ * The VE info area of this vCPU: VE_APF_VEINFO_ENABLE and VE_APF_VEINFO_PAGE_MASK. 0 is off.
+ *
+ * Only where Caps::HARDWARE. A write is #GP, and changes nothing, if another bit is set, no ring
+ * is enabled, or the page is not memory of the VM, or is the ring's. It may move while faults are
+ * outstanding: those lie in the ring. Off, and only that, is written while the ring is off; writing
+ * EN turns it off too.
  */
 #define VE_APF_MSR_VEINFO 0x4b564de1
+
+/*
+ * VEINFO bit 0: EPT violations of declared memory raise #VE on this vCPU.
+ */
+#define VE_APF_VEINFO_ENABLE 1
+
+/*
+ * Bits 63:12 of VEINFO: guest-physical address of the VE info area.
+ */
+#define VE_APF_VEINFO_PAGE_MASK 0xfffffffffffff000ULL
 
 /*
  * EN bit 0: enabled.
@@ -132,9 +147,21 @@
 #define VE_APF_OP_STATUS 3
 
 /*
- * RANGE(gpa, length, flags): declares memory whose faults may raise #VE. Hardware mode only.
+ * RANGE(gpa, length, flags): declares memory of the VM whose faults may raise #VE, or withdraws it.
+ * Hardware mode only.
+ *
+ * Address and length are multiples of 4096 and neither 0 nor above 2^52 in sum. A declaration holds
+ * for all vCPUs, until it is withdrawn, no vCPU has VEINFO enabled any more, or the memslot goes;
+ * what lies outside of memslots is left out, and it is an error if nothing remains. Ranges may
+ * overlap, and may be declared again. Returns 0; -7 (E2BIG) where the host has no room for one
+ * more separate range, and then those that it had still hold.
  */
 #define VE_APF_OP_RANGE 4
+
+/*
+ * RANGE, bit 0 of its flags: withdraw. The range may be larger than anything declared.
+ */
+#define VE_APF_RANGE_WITHDRAW 1
 
 /*
  * The host works on it and will complete the slot.
@@ -165,6 +192,11 @@
  * KVM_EINVAL, returned negated.
  */
 #define VE_APF_EINVAL 22
+
+/*
+ * KVM_E2BIG, returned negated.
+ */
+#define VE_APF_E2BIG 7
 
 /*
  * Slot not in use.
@@ -270,6 +302,11 @@
  * VeInfo::reason of an EPT violation (SDM vol. 3, appendix C).
  */
 #define VE_APF_REASON_EPT_VIOLATION 48
+
+/*
+ * Bit 7 of VeInfo::qualification: VeInfo::gla is valid (SDM vol. 3, table 28-7).
+ */
+#define VE_APF_QUAL_GLA_VALID (1 << 7)
 
 /*
  * One fault. The first 34 bytes are laid out as the hardware's VE information.

@@ -34,6 +34,16 @@ pub struct FaultInfo {
     pub flags: u16,
 }
 
+/// Access to the VE info area that the CPU writes, on the CPU it belongs to.
+pub trait VeInfoAccess {
+    /// Reads the busy word: not 0 from the delivery of #VE until [`clear_busy`](Self::clear_busy).
+    fn busy(&self) -> u32;
+    /// Reads what the CPU wrote, with the flags that a slot of it gets. Meaningful while busy.
+    fn fault(&self) -> FaultInfo;
+    /// Writes 0 to the busy word: violations raise #VE again. After everything before it.
+    fn clear_busy(&self);
+}
+
 /// Access to one ring. Bitmap and word operations are sequentially consistent.
 pub trait RingAccess {
     /// Reads a bitmap.

@@ -2,8 +2,8 @@
 //! its arguments in RCX, RDX and RSI.
 //!
 //! RAX returns an [answer](VE_APF_QUEUED), or a negative error: -1000 (`KVM_ENOSYS`) for an
-//! operation, or the whole call, that the host does not know; -22 (`EINVAL`) for a slot, state or
-//! address that makes no sense; -1 (`EPERM`) outside CPL 0. Only CPL 0 may call.
+//! operation, or the whole call, that the host does not know; -22 (`EINVAL`) for a slot, state,
+//! address or flag that makes no sense; -1 (`EPERM`) outside CPL 0. Only CPL 0 may call.
 
 /// Number of the hypercall; upstream counts up from 1.
 pub const VE_APF_HYPERCALL: u64 = 0x5645;
@@ -18,8 +18,17 @@ pub const VE_APF_OP_SUBMIT: u64 = 1;
 pub const VE_APF_OP_SUSPEND: u64 = 2;
 /// `STATUS(slot, generation)`: does the host still work on it?
 pub const VE_APF_OP_STATUS: u64 = 3;
-/// `RANGE(gpa, length, flags)`: declares memory whose faults may raise #VE. Hardware mode only.
+/// `RANGE(gpa, length, flags)`: declares memory of the VM whose faults may raise #VE, or withdraws it.
+/// Hardware mode only.
+///
+/// Address and length are multiples of 4096 and neither 0 nor above 2^52 in sum. A declaration holds
+/// for all vCPUs, until it is withdrawn, no vCPU has `VEINFO` enabled any more, or the memslot goes;
+/// what lies outside of memslots is left out, and it is an error if nothing remains. Ranges may
+/// overlap, and may be declared again. Returns 0; -7 (`E2BIG`) where the host has no room for one
+/// more separate range, and then those that it had still hold.
 pub const VE_APF_OP_RANGE: u64 = 4;
+/// `RANGE`, bit 0 of its flags: withdraw. The range may be larger than anything declared.
+pub const VE_APF_RANGE_WITHDRAW: u64 = 1;
 
 /// The host works on it and will complete the slot.
 pub const VE_APF_QUEUED: u64 = 1;
@@ -34,3 +43,5 @@ pub const VE_APF_UNKNOWN: u64 = 4;
 pub const VE_APF_ENOSYS: i64 = 1000;
 /// `KVM_EINVAL`, returned negated.
 pub const VE_APF_EINVAL: i64 = 22;
+/// `KVM_E2BIG`, returned negated.
+pub const VE_APF_E2BIG: i64 = 7;

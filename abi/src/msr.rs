@@ -18,8 +18,17 @@ pub const VE_APF_MSR_INT: u32 = 0x4b56_4d06;
 /// Reads 0 where the feature cannot be used by this vCPU; #GP (or 0, with KVM's `ignore_msrs`)
 /// on a host without ve-apf. A write is #GP.
 pub const VE_APF_MSR_CAPS: u32 = 0x4b56_4de0;
-/// Guest-physical address of the VE info area in bits 63:12, bit 0 enable. Hardware mode only.
+/// The VE info area of this vCPU: [`VE_APF_VEINFO_ENABLE`] and [`VE_APF_VEINFO_PAGE_MASK`]. 0 is off.
+///
+/// Only where [`Caps::HARDWARE`]. A write is #GP, and changes nothing, if another bit is set, no ring
+/// is enabled, or the page is not memory of the VM, or is the ring's. It may move while faults are
+/// outstanding: those lie in the ring. Off, and only that, is written while the ring is off; writing
+/// `EN` turns it off too.
 pub const VE_APF_MSR_VEINFO: u32 = 0x4b56_4de1;
+/// `VEINFO` bit 0: EPT violations of declared memory raise #VE on this vCPU.
+pub const VE_APF_VEINFO_ENABLE: u64 = 1;
+/// Bits 63:12 of `VEINFO`: guest-physical address of the VE info area.
+pub const VE_APF_VEINFO_PAGE_MASK: u64 = 0xffff_ffff_ffff_f000;
 
 /// `EN` bit 0: enabled.
 pub const VE_APF_EN_ENABLE: u64 = 1;

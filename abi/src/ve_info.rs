@@ -31,6 +31,9 @@ pub struct VeInfo {
     pub reserved: [u8; 4062],
 }
 
+/// Bit 7 of [`VeInfo::qualification`]: [`VeInfo::gla`] is valid (SDM vol. 3, table 28-7).
+pub const VE_APF_QUAL_GLA_VALID: u64 = 1 << 7;
+
 const_assert_eq!(size_of::<VeInfo>(), 4096);
 const_assert_eq!(offset_of!(VeInfo, busy), 4);
 const_assert_eq!(offset_of!(VeInfo, qualification), 8);

@@ -25,6 +25,8 @@ fn msrs() {
         VE_APF_MSR_INT = 0x4b56_4d06,
         VE_APF_MSR_CAPS = 0x4b56_4de0,
         VE_APF_MSR_VEINFO = 0x4b56_4de1,
+        VE_APF_VEINFO_ENABLE = 1,
+        VE_APF_VEINFO_PAGE_MASK = 0xffff_ffff_ffff_f000,
         VE_APF_EN_ENABLE = 0x01,
         VE_APF_EN_KERNEL = 0x02,
         VE_APF_EN_INTERRUPT = 0x08,
@@ -50,12 +52,14 @@ fn hypercall() {
         VE_APF_OP_SUSPEND = 2,
         VE_APF_OP_STATUS = 3,
         VE_APF_OP_RANGE = 4,
+        VE_APF_RANGE_WITHDRAW = 1,
         VE_APF_QUEUED = 1,
         VE_APF_RESOLVED = 2,
         VE_APF_FAIL = 3,
         VE_APF_UNKNOWN = 4,
         VE_APF_ENOSYS = 1000,
         VE_APF_EINVAL = 22,
+        VE_APF_E2BIG = 7,
     }
 }
 
@@ -75,6 +79,7 @@ fn ring() {
         VE_APF_QUAL_READ = 1,
         VE_APF_QUAL_WRITE = 2,
         VE_APF_QUAL_FETCH = 4,
+        VE_APF_QUAL_GLA_VALID = 0x80,
         VE_APF_VE_BUSY = 0xffff_ffff,
         VE_APF_REASON_EPT_VIOLATION = 48,
         VE_APF_STATE_NONE = 0,

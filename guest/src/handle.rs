@@ -2,9 +2,12 @@
 
 use crate::platform::{Event, Platform, Sleep, SuspendReason};
 use crate::waiters::Waiter;
-use ve_apf_abi::access::{Bitmap, RingAccess};
+use ve_apf_abi::access::{Bitmap, FaultInfo, RingAccess, VeInfoAccess};
 use ve_apf_abi::hypercall::{VE_APF_FAIL, VE_APF_RESOLVED};
-use ve_apf_abi::ring::{SlotIndex, VE_APF_CAUSE_NONE, injected_slot};
+use ve_apf_abi::ring::{
+    SlotIndex, VE_APF_CAUSE_GONE, VE_APF_CAUSE_NONE, VE_APF_SLOT_GLA_VALID, VE_APF_SLOT_MASK,
+    injected_slot,
+};
 use ve_apf_abi::word::{SlotWord, State};
 
 /// Where the CPU was when #VE came.
@@ -38,9 +41,19 @@ pub enum Verdict {
 
 /// Handles #VE on the CPU `cpu`, with interrupts off; they are off again on return.
 ///
-/// In injected mode the host raises #VE only where an interrupt could be taken, so what follows
-/// runs with nothing of ours below it, unless the task faults again while it parks.
+/// The host raises #VE only where an interrupt could be taken. The CPU itself raises it anywhere: with
+/// interrupts off, in an NMI, in the idle task; there the vCPU is suspended.
 pub fn handle_ve<P: Platform>(cpu: &P, mode: Mode) -> Verdict {
+    // The busy word first: an NMI may have come before the injected slot was read, and the CPU
+    // raised #VE in there. Of the two, that one is ours.
+    match cpu.ve_info().filter(|info| info.busy() != 0) {
+        Some(info) => delivered(cpu, info, mode),
+        None => injected(cpu, mode),
+    }
+}
+
+/// Injected mode: the host filled a slot and works on it.
+fn injected<P: Platform>(cpu: &P, mode: Mode) -> Verdict {
     let ring = cpu.ring();
     let Some(slot) = injected_slot(ring.injected()) else {
         cpu.report(Event::SpuriousVe);
@@ -51,32 +64,131 @@ pub fn handle_ve<P: Platform>(cpu: &P, mode: Mode) -> Verdict {
     ring.set_injected(0);
     cpu.report(Event::Fault(slot, fault.gpa));
 
-    // The flag belongs to the handler that set it: a nested one must leave it alone.
-    let nested = cpu.enter_ve();
-    let permission = match (nested, mode) {
-        (true, _) => Err(SuspendReason::Nested),
-        (false, Mode::User) => Ok(Sleep::Killable),
-        (false, Mode::Kernel) => cpu.kernel_may_park(&fault).map(|()| Sleep::Unkillable),
-    };
-    let outcome = match permission {
+    let outcome = as_permitted(cpu, mode, &fault, |permission| match permission {
         Ok(sleep) => park(cpu, slot, sleep),
         Err(reason) => Some(suspend(cpu, slot, reason)),
+    });
+    conclude(cpu, slot, &fault, outcome)
+}
+
+/// Hardware mode: the CPU wrote the VE info area, and the host knows nothing yet.
+///
+/// Until the busy word is cleared a violation exits, and the host stops the vCPU for it. So the
+/// area keeps this fault, whatever the code in between touches; and the word is never left set, or
+/// this CPU would have no #VE any more.
+fn delivered<P: Platform>(cpu: &P, info: &P::VeInfo, mode: Mode) -> Verdict {
+    let fault = info.fault();
+    let Some(slot) = take_slot(cpu.ring(), fault) else {
+        cpu.report(Event::NoSlot(fault.gpa));
+        let answer = cpu.suspend(fault.gpa, fault.qualification);
+        info.clear_busy();
+        if answer == VE_APF_FAIL.cast_signed() {
+            return failure(&fault, VE_APF_CAUSE_GONE);
+        }
+        return Verdict::Retry;
     };
+    cpu.report(Event::Delivered(slot, fault.gpa));
+
+    let outcome = as_permitted(cpu, mode, &fault, |permission| match permission {
+        Ok(sleep) => {
+            submit(cpu, slot);
+            // Not before the host has the slot, or is bound to take it.
+            info.clear_busy();
+            park(cpu, slot, sleep)
+        }
+        Err(reason) => {
+            let word = suspend(cpu, slot, reason);
+            info.clear_busy();
+            Some(word)
+        }
+    });
+    conclude(cpu, slot, &fault, outcome)
+}
+
+/// Calls `wait` with how the task may sleep, or why it may not.
+fn as_permitted<P: Platform, R>(
+    cpu: &P,
+    mode: Mode,
+    fault: &FaultInfo,
+    wait: impl FnOnce(Result<Sleep, SuspendReason>) -> R,
+) -> R {
+    // The flag belongs to the handler that set it: a nested one must leave it alone.
+    let nested = cpu.enter_ve();
+    let result = wait(match (nested, mode) {
+        (true, _) => Err(SuspendReason::Nested),
+        (false, Mode::User) => Ok(Sleep::Killable),
+        (false, Mode::Kernel) => cpu.kernel_may_park(fault).map(|()| Sleep::Unkillable),
+    });
     if !nested {
         cpu.leave_ve();
     }
+    result
+}
 
+/// Frees the slot; what the outcome means for the task.
+fn conclude<P: Platform>(
+    cpu: &P,
+    slot: SlotIndex,
+    fault: &FaultInfo,
+    outcome: Option<SlotWord>,
+) -> Verdict {
     let Some(word) = outcome else {
         return Verdict::Killed;
     };
-    let cause = if word.state() == State::FAIL { ring.cause(slot) } else { VE_APF_CAUSE_NONE };
+    let failed = word.state() == State::FAIL;
+    let cause = if failed { cpu.ring().cause(slot) } else { VE_APF_CAUSE_NONE };
     free(cpu, slot, word);
-    if word.state() == State::FAIL {
+    if failed {
         cpu.report(Event::Failed(slot, cause));
-        let valid = fault.flags & ve_apf_abi::ring::VE_APF_SLOT_GLA_VALID != 0;
-        return Verdict::Fail { cause, gpa: fault.gpa, gla: valid.then_some(fault.gla) };
+        return failure(fault, cause);
     }
     Verdict::Retry
+}
+
+fn failure(fault: &FaultInfo, cause: u16) -> Verdict {
+    let valid = fault.flags & VE_APF_SLOT_GLA_VALID != 0;
+    Verdict::Fail { cause, gpa: fault.gpa, gla: valid.then_some(fault.gla) }
+}
+
+/// Takes a free slot and publishes `fault` in it; `None` if there is no free one.
+///
+/// The host takes slots too, but only while this vCPU is stopped; bits of slots that it still
+/// holds are set.
+fn take_slot<R: RingAccess>(ring: &R, fault: FaultInfo) -> Option<SlotIndex> {
+    let mut tried = 0;
+    loop {
+        let taken = ring.bits(Bitmap::Active) | tried;
+        let slot = SlotIndex::lowest(!taken & VE_APF_SLOT_MASK)?;
+        // An NMI between the two may have taken it.
+        if ring.set_bits(Bitmap::Active, slot.bit()) & slot.bit() != 0 {
+            continue;
+        }
+        let free = ring.word(slot);
+        if free.state() == State::NONE {
+            ring.set_fault(slot, fault);
+            let word = SlotWord::new(free.generation().next(), State::CAN_CONTINUE);
+            if ring.swap_word(slot, free, word).is_ok() {
+                return Some(slot);
+            }
+        }
+        // Nobody but the other side, broken, leaves such a word behind a free bit.
+        tried |= slot.bit();
+    }
+}
+
+/// Hands a slot to the host, which answers at once if the page is there after all.
+fn submit<P: Platform>(cpu: &P, slot: SlotIndex) {
+    let ring = cpu.ring();
+    ring.set_bits(Bitmap::Submitted, slot.bit());
+    if cpu.submit(slot) < 0 {
+        // A host that refuses it, or lost it: the fault just happens again.
+        let word = ring.word(slot);
+        if word.state().is_waiting()
+            && ring.swap_word(slot, word, word.with_state(State::RESOLVED)).is_ok()
+        {
+            cpu.report(Event::Rescued(slot));
+        }
+    }
 }
 
 /// Sleeps until the slot holds an outcome, which is returned; `None` if a fatal signal came first,

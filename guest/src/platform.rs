@@ -1,7 +1,7 @@
 //! What the state machine needs from a kernel, for one CPU and its ring.
 
 use crate::waiters::{TaskId, Waiters};
-use ve_apf_abi::access::{FaultInfo, RingAccess};
+use ve_apf_abi::access::{FaultInfo, RingAccess, VeInfoAccess};
 use ve_apf_abi::ring::SlotIndex;
 use ve_apf_abi::word::Generation;
 
@@ -51,8 +51,12 @@ pub enum Sleep {
 /// What the state machine reports; for counters and tracepoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// A fault was taken up, of this slot and guest-physical address.
+    /// A fault that the host injected was taken up, of this slot and guest-physical address.
     Fault(SlotIndex, u64),
+    /// A fault that the CPU delivered was taken up, of this slot and guest-physical address.
+    Delivered(SlotIndex, u64),
+    /// A fault that the CPU delivered, of this guest-physical address, found no free slot.
+    NoSlot(u64),
     /// #VE without a fault to handle.
     SpuriousVe,
     /// The page was there before the task slept.
@@ -83,8 +87,13 @@ pub trait Platform {
     /// The ring's memory.
     type Ring: RingAccess;
 
+    /// The VE info area.
+    type VeInfo: VeInfoAccess;
+
     /// The ring of this CPU.
     fn ring(&self) -> &Self::Ring;
+    /// The VE info area of this CPU; `None` where hardware mode is not in use.
+    fn ve_info(&self) -> Option<&Self::VeInfo>;
 
     /// Runs `f` on the private array beside the ring, under a lock that excludes the completion
     /// interrupt on this CPU and every other CPU. `f` does not sleep.
@@ -121,6 +130,8 @@ pub trait Platform {
 
     /// Hypercall `SUBMIT(slot)`: RAX.
     fn submit(&self, slot: SlotIndex) -> i64;
+    /// Hypercall `SUSPEND(gpa, qualification)`: RAX.
+    fn suspend(&self, gpa: u64, qualification: u64) -> i64;
     /// Hypercall `STATUS(slot, generation)`: RAX. Only on the ring's own CPU.
     fn status(&self, slot: SlotIndex, generation: Generation) -> i64;
 

@@ -19,16 +19,14 @@ pub enum SyncReason {
     Nested = 2,
     /// Mode, CPL or LAPIC do not allow it.
     NotDeliverable = 3,
-    /// The guest has not taken the last one yet.
-    Injecting = 4,
     /// All slots are in use.
-    NoSlot = 5,
+    NoSlot = 4,
     /// The VM's tables are full, or no thread is free.
-    Full = 6,
+    Full = 5,
     /// The same instruction faulted on the same page again and again, and did not get further.
-    NoProgress = 7,
+    NoProgress = 6,
     /// The ring cannot be reached.
-    NoRing = 8,
+    NoRing = 7,
 }
 
 /// What became of a fault.
@@ -58,7 +56,7 @@ where
     if let Some(reason) = refusal(vcpu) {
         return Ok(Answer::Sync(reason));
     }
-    if !vm.locked(|works| works.is_running(page)) && !state.may_try(vcpu.rip(), page) {
+    if !may_queue(vcpu, state, vm, page) {
         return Ok(Answer::Sync(SyncReason::NoProgress));
     }
     let answer = vcpu
@@ -68,6 +66,20 @@ where
         vcpu.inject_ve();
     }
     Ok(answer)
+}
+
+/// Has the instruction a chance to get further if a work brings the page?
+pub(crate) fn may_queue<C, M, const W: usize, const N: usize, const V: usize>(
+    vcpu: &C,
+    state: &mut VcpuState,
+    vm: &M,
+    page: Page,
+) -> bool
+where
+    C: Vcpu,
+    M: Vm<W, N, V>,
+{
+    vm.locked(|works| works.is_running(page)) || state.may_try(vcpu.rip(), page)
 }
 
 fn refusal<C: Vcpu>(vcpu: &C) -> Option<SyncReason> {

@@ -26,7 +26,7 @@ pub enum Resolution {
 /// What mapping a page, without waiting for it, came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mapping {
-    /// The guest can access it now.
+    /// The guest can access it now; or it is no memory (any more), and the access is emulated.
     Mapped,
     /// Not there (any more), or not to be mapped here: the guest will fault again.
     NotNow,

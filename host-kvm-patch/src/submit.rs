@@ -1,7 +1,7 @@
 //! The hypercall's SUBMIT and STATUS.
 
 use crate::complete::{Outcome, publish};
-use crate::fault::guest_error;
+use crate::fault::{guest_error, may_queue};
 use crate::platform::{GuestError, Mapping, Page, Resolution, Vcpu, Vm};
 use crate::vcpu::{Hold, VcpuState};
 use ve_apf_abi::access::{Bitmap, FaultInfo, RingAccess};
@@ -95,6 +95,9 @@ where
     let (outcome, answer) = match vcpu.map(page) {
         Mapping::Mapped => (Outcome::Resolved, Submitted::Resolved),
         mapping @ Mapping::Failed(_) => (Outcome::of(mapping, Resolution::Retry), Submitted::Fail),
+        // As for a fault that exits: a page that comes and goes, and never stays until the guest
+        // touches it again, is resolved with the vCPU stopped.
+        Mapping::NotNow if !may_queue(vcpu, state, vm, page) => return Ok(Submitted::Wait(page)),
         Mapping::NotNow => {
             let joined = vm.locked(|works| works.join(vm, vcpu.index(), slot, generation, page));
             let Ok((ticket, _)) = joined else { return Ok(Submitted::Wait(page)) };

@@ -4,6 +4,7 @@ use crate::abi::access::FaultInfo;
 use crate::abi::ring::SlotIndex;
 use crate::abi::word::Generation;
 use crate::ring_ptr::RingPtr;
+use crate::ve_info_ptr::VeInfoPtr;
 use crate::sys::{self, EventNumber, MAY_PARK, PtRegs, VeApfCpu, WAITERS_WORDS};
 use core::ffi::c_void;
 use core::ptr::{NonNull, with_exposed_provenance_mut};
@@ -36,18 +37,23 @@ pub(crate) unsafe fn init(cpu: NonNull<VeApfCpu>) {
 pub(crate) struct Linux {
     cpu: NonNull<VeApfCpu>,
     ring: RingPtr,
+    info: Option<VeInfoPtr>,
     regs: Option<NonNull<PtRegs>>,
 }
 
 impl Linux {
     /// # Safety
     /// `cpu` went through [`init`] and lives for ever; the ring it names is a page of its own that
-    /// is accessed only atomically. `regs`, if any, outlive the value. Interrupts are off, now and
+    /// is accessed only atomically, and so is the VE info area, by the CPU apart. `regs`, if any, outlive the value. Interrupts are off, now and
     /// in every call, and at first this is the ring's CPU.
     pub(crate) unsafe fn new(cpu: NonNull<VeApfCpu>, regs: Option<NonNull<PtRegs>>) -> Self {
         // SAFETY: the field was set before `init` and never changes; the page is as promised.
         let ring = unsafe { RingPtr::new((&raw const (*cpu.as_ptr()).ring).read()) };
-        Self { cpu, ring, regs }
+        // SAFETY: as for the ring; only this CPU changes the field.
+        let info = unsafe { (&raw const (*cpu.as_ptr()).info).read() };
+        // SAFETY: the page is as promised.
+        let info = info.map(|page| unsafe { VeInfoPtr::new(page) });
+        Self { cpu, ring, info, regs }
     }
 
     fn tell(&self, event: EventNumber, slot: Option<SlotIndex>, value: u64) {
@@ -59,9 +65,14 @@ impl Linux {
 
 impl Platform for Linux {
     type Ring = RingPtr;
+    type VeInfo = VeInfoPtr;
 
     fn ring(&self) -> &RingPtr {
         &self.ring
+    }
+
+    fn ve_info(&self) -> Option<&VeInfoPtr> {
+        self.info.as_ref()
     }
 
     fn waiters<R>(&self, f: impl FnOnce(&mut Waiters) -> R) -> R {
@@ -139,18 +150,26 @@ impl Platform for Linux {
         unsafe { sys::ve_apf_os_submit(u64::from(slot.get())) }
     }
 
+    fn suspend(&self, gpa: u64, qualification: u64) -> i64 {
+        // SAFETY: as `submit`.
+        unsafe { sys::ve_apf_os_suspend(gpa, qualification) }
+    }
+
     fn status(&self, slot: SlotIndex, generation: Generation) -> i64 {
         // SAFETY: as `submit`.
         unsafe { sys::ve_apf_os_status(u64::from(slot.get()), u64::from(generation.get())) }
     }
 
     fn restore_soft_state(&self) {
-        // Injected mode has none.
+        // SAFETY: `new` promises `cpu`, which is this one.
+        unsafe { sys::ve_apf_os_restore(self.cpu) }
     }
 
     fn report(&self, event: Event) {
         match event {
             Event::Fault(slot, gpa) => self.tell(EventNumber::Fault, Some(slot), gpa),
+            Event::Delivered(slot, gpa) => self.tell(EventNumber::Delivered, Some(slot), gpa),
+            Event::NoSlot(gpa) => self.tell(EventNumber::NoSlot, None, gpa),
             Event::SpuriousVe => self.tell(EventNumber::SpuriousVe, None, 0),
             Event::EarlyOutcome(slot) => self.tell(EventNumber::Early, Some(slot), 0),
             Event::Parked(slot, generation) => {

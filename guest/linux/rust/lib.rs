@@ -2,7 +2,7 @@
 //!
 //! * [`sys`]: the kernel's functions, as `internal.h` declares them.
 //! * [`cpu`]: one CPU as the state machine sees it; the only place that calls them.
-//! * [`ring_ptr`]: the page shared with the host.
+//! * [`ring_ptr`], [`ve_info_ptr`]: the pages shared with the host and with the CPU.
 //!
 //! All of it runs with interrupts off, on the ring's own CPU, except that a task that slept in
 //! [`ve_apf_guest_exception`] may wake up on another one.
@@ -14,6 +14,7 @@ use ve_apf_abi as abi;
 mod cpu;
 mod ring_ptr;
 mod sys;
+mod ve_info_ptr;
 
 use crate::cpu::{Linux, init};
 use crate::sys::{Failure, PtRegs, RescueFound, VeApfCpu, Verdict};

@@ -11,6 +11,8 @@ pub(crate) const WAITERS_WORDS: usize = 128;
 pub(crate) struct VeApfCpu {
     /// The ring.
     pub(crate) ring: NonNull<u8>,
+    /// The VE info area, in hardware mode.
+    pub(crate) info: Option<NonNull<u8>>,
     /// Room for the private array, guarded by the lock.
     pub(crate) waiters: [u64; WAITERS_WORDS],
 }
@@ -62,6 +64,8 @@ pub(crate) enum EventNumber {
     Interrupt = 9,
     Rescued = 10,
     NewEpoch = 11,
+    Delivered = 12,
+    NoSlot = 13,
 }
 
 /// What [`ve_apf_os_may_park`] answers instead of a reason: `VE_APF_MAY_PARK`.
@@ -95,8 +99,13 @@ unsafe extern "C" {
 
     /// Hypercall SUBMIT.
     pub(crate) fn ve_apf_os_submit(slot: u64) -> c_long;
+    /// Hypercall SUSPEND.
+    pub(crate) fn ve_apf_os_suspend(gpa: u64, qualification: u64) -> c_long;
     /// Hypercall STATUS.
     pub(crate) fn ve_apf_os_status(slot: u64, generation: u64) -> c_long;
+
+    /// Sets up hardware mode again, on this CPU.
+    pub(crate) fn ve_apf_os_restore(cpu: NonNull<VeApfCpu>);
 
     /// Counts and traces; `regs` only inside an exception.
     pub(crate) fn ve_apf_os_report(

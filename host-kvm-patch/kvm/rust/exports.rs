@@ -53,8 +53,8 @@ pub extern "C" fn ve_apf_host_vcpu_size() -> usize {
 
 /// What CAPS reads where ve-apf can be used.
 #[unsafe(no_mangle)]
-pub extern "C" fn ve_apf_host_caps() -> u64 {
-    caps_value(Caps::INJECTED)
+pub extern "C" fn ve_apf_host_caps(hardware: bool) -> u64 {
+    caps_value(if hardware { Caps::INJECTED | Caps::HARDWARE } else { Caps::INJECTED })
 }
 
 /// Checks a value of EN: 1 and the out parameters set if it enables, 0 if it disables, -1 if it

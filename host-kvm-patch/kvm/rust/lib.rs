@@ -10,6 +10,7 @@ extern crate ve_apf_host as host;
 
 mod exports;
 mod platform;
+mod ranges;
 mod ring_ptr;
 mod sys;
 

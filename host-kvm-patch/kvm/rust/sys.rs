@@ -14,6 +14,12 @@ pub(crate) struct KvmVm {
     opaque: [u8; 0],
 }
 
+/// `struct ve_apf_ranges`
+#[repr(C)]
+pub struct KvmRanges {
+    opaque: [u8; 0],
+}
+
 /// `struct ve_apf_fault_result`
 #[repr(C)]
 pub struct FaultResult {

@@ -1,51 +1,183 @@
 //! The guest engine's trait, as a kernel supplies it.
 
 use crate::fiber::{Next, Thread};
-use crate::ring::ModelRing;
-use crate::scenario::{From, Reach};
+use crate::info::{ModelInfo, linear};
+use crate::ring::{ModelRing, Side};
+use crate::scenario::{Broken, From, Reach};
 use crate::task::{Access, Runner};
 use crate::world::{Exit, Owned, Status, TaskModel};
 use std::num::NonZeroUsize;
 use ve_apf_abi::access::FaultInfo;
+use ve_apf_abi::hypercall::{VE_APF_FAIL, VE_APF_RESOLVED};
 use ve_apf_abi::ring::SlotIndex;
 use ve_apf_abi::word::Generation;
+use ve_apf_guest::handle::{Mode as CpuMode, Verdict, handle_ve};
 use ve_apf_guest::platform::{Event, Platform, Sleep, SuspendReason};
 use ve_apf_guest::waiters::{TaskId, Waiters};
 
-/// A ring's CPU, used by a task that may have moved elsewhere, or by the interrupt handler.
+/// A ring's CPU, used by a task that may have moved elsewhere, or by a handler that runs on it.
 pub struct Cpu<'a> {
     /// The fiber.
-    pub thread: Thread<'a>,
+    thread: Thread<'a>,
     /// Whose ring.
-    pub index: usize,
-    /// That ring.
-    pub ring: ModelRing<'a>,
-    /// `None`: the interrupt handler.
-    pub task: Option<(&'a Runner<'a>, From)>,
+    index: usize,
+    ring: ModelRing<'a>,
+    info: Option<ModelInfo<'a>>,
+    context: Context<'a>,
+    /// For the checks: the fault that raised #VE.
+    raised: Option<Raised>,
 }
 
-impl Cpu<'_> {
-    fn runner(&self) -> (&Runner<'_>, From) {
-        self.task.expect("only tasks park")
+/// What runs there.
+#[derive(Clone, Copy)]
+pub enum Context<'a> {
+    /// A task, at such a place.
+    Task(&'a Runner<'a>, From),
+    /// The completion interrupt.
+    Interrupt,
+    /// An NMI.
+    Nmi,
+}
+
+/// A #VE, as whoever touched the page knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Raised {
+    /// The frame that was touched.
+    pub gfn: usize,
+    /// By the CPU, not by the host.
+    pub hardware: bool,
+}
+
+impl<'a> Cpu<'a> {
+    /// vCPU `index`, of which the guest knows what it knows now.
+    pub fn new(thread: Thread<'a>, index: usize, context: Context<'a>) -> Self {
+        let expects = thread.world.with(|state| state.vcpus[index].expects);
+        let info = expects.then_some(ModelInfo { thread, vcpu: index });
+        let ring = ModelRing::new(thread, index, Side::Guest);
+        Self { thread, index, ring, info, context, raised: None }
+    }
+
+    /// The exception entry: calls the handler, and looks at what it leaves behind.
+    pub fn exception(mut self, mode: CpuMode, raised: Raised) -> Verdict {
+        let thread = self.thread;
+        thread.note(|| format!("#VE for gfn {}", raised.gfn));
+        self.raised = Some(raised);
+        // Of the ring's slots a scenario may leave few free.
+        self.ring.crowded.set(true);
+        let verdict = handle_ve(&self, mode);
+        thread.note(|| format!("#VE is over: {verdict:?}"));
+        self.check_busy("returns");
+        match verdict {
+            Verdict::Spurious => thread.world.violate("a #VE without a fault"),
+            Verdict::Fail { cause, gpa, gla } => {
+                let known = gla.is_none_or(|gla| gla == linear(raised.gfn));
+                if gpa != (raised.gfn as u64) << 12 || !known || cause == 0 {
+                    let gfn = raised.gfn;
+                    thread.world.violate(format!("FAIL {cause} of {gpa:#x} for gfn {gfn}"));
+                }
+            }
+            _ => {}
+        }
+        verdict
+    }
+
+    /// Sets up, or sets up again, what a restore or a new EN lost.
+    pub fn hardware_on(&self) {
+        let world = self.thread.world;
+        if world.scenario.declared == 0 {
+            return;
+        }
+        let expects = |expects| world.with(|state| state.vcpus[self.index].expects = expects);
+        expects(world.scenario.broken != Some(Broken::ExpectsTooLate));
+        self.exit(Exit::VeInfo);
+        expects(true);
+        self.exit(Exit::Range);
+    }
+
+    /// EN = 0, which takes VEINFO with it.
+    pub fn disable(&self) {
+        let world = self.thread.world;
+        let forget = || world.with(|state| state.vcpus[self.index].expects = false);
+        if world.scenario.broken == Some(Broken::ForgetsTooEarly) {
+            forget();
+            self.thread.step();
+        }
+        self.exit(Exit::Disable);
+        // Only now: until then an NMI may meet a page that raises #VE.
+        forget();
+    }
+
+    /// The vCPU that the code runs on now.
+    fn here(&self) -> usize {
+        if let Context::Task(runner, _) = self.context { runner.vcpu() } else { self.index }
+    }
+
+    fn runner(&self) -> &Runner<'_> {
+        let Context::Task(runner, _) = self.context else { unreachable!("only tasks park") };
+        runner
     }
 
     fn look<R>(&self, f: impl FnOnce(&mut TaskModel) -> R) -> R {
-        self.runner().0.look(f)
+        self.runner().look(f)
     }
 
     fn own_step(&self) {
-        let at_home = self.task.is_none_or(|(runner, _)| runner.vcpu() == self.index);
+        let at_home = self.here() == self.index;
         self.thread.step_to(if at_home { Next::OwnTask } else { Next::Shared });
     }
 
-    fn hypercall(&self, exit: Exit) -> i64 {
-        let runner = self.runner().0;
-        if runner.vcpu() != self.index {
-            self.thread.world.violate("a hypercall from another CPU than the ring's");
+    /// The in-#VE flag of the running task; an NMI finds that of the task below it.
+    fn swap_in_ve(&self, new: bool) -> bool {
+        let here = self.here();
+        self.thread.world.with(|state| {
+            let flag = match state.vcpus[here].current {
+                Some(task) => &mut state.tasks[task].in_ve,
+                None => &mut state.vcpus[here].idle_in_ve,
+            };
+            std::mem::replace(flag, new)
+        })
+    }
+
+    /// Whoever lets go of the CPU leaves it able to raise #VE.
+    fn check_busy(&self, what: &str) {
+        let here = self.here();
+        if self.thread.world.with(|state| state.vcpus[here].info.busy != 0) {
+            self.thread.world.violate(format!("the handler {what} with the busy word set"));
         }
+    }
+
+    fn check_fault(&self, gpa: u64, hardware: bool) {
+        let taken = Raised { gfn: (gpa >> 12) as usize, hardware };
+        if self.raised != Some(taken) {
+            let raised = self.raised;
+            self.thread.world.violate(format!("#VE of {raised:?} takes up {taken:?}"));
+        }
+    }
+
+    /// The guest's instruction makes the vCPU exit; it goes on when the vCPU enters again.
+    pub fn exit(&self, exit: Exit) {
+        if self.here() != self.index {
+            self.thread.world.violate(format!("{exit:?} on another CPU than the ring's"));
+        }
+        self.thread.world.with(|state| state.vcpus[self.index].exit(exit));
+        self.thread.step();
+    }
+
+    fn hypercall(&self, exit: Exit) -> i64 {
         loop {
-            runner.exit(exit);
-            if let Some(rax) = runner.on_vcpu(|vcpu| vcpu.rax) {
+            self.exit(exit);
+            let rax = self.thread.world.with(|state| {
+                let vcpu = &mut state.vcpus[self.index];
+                let rax = vcpu.found.rax.take()?;
+                let gpa = match exit {
+                    Exit::Submit(slot) => vcpu.ring.slots.get(slot as usize)?.fault.gpa,
+                    Exit::Suspend(gpa, _) => gpa,
+                    _ => return Some(rax),
+                };
+                vcpu.info.told |= vcpu.info.busy != 0 && vcpu.info.fault.gpa == gpa;
+                Some(rax)
+            });
+            if let Some(rax) = rax {
                 return self.thread.learn(rax);
             }
             self.thread.world.reach(Reach::Again);
@@ -55,17 +187,25 @@ impl Cpu<'_> {
 
 impl<'a> Platform for Cpu<'a> {
     type Ring = ModelRing<'a>;
+    type VeInfo = ModelInfo<'a>;
 
     fn ring(&self) -> &Self::Ring {
         &self.ring
     }
 
+    fn ve_info(&self) -> Option<&ModelInfo<'a>> {
+        self.info.as_ref()
+    }
+
     fn waiters<R>(&self, f: impl FnOnce(&mut Waiters) -> R) -> R {
         let world = self.thread.world;
+        if let Context::Nmi = self.context {
+            world.violate("an NMI takes a lock");
+        }
         let wait = |lock| {
-            world.with(|state| match self.task {
-                Some((runner, _)) => state.tasks[runner.task].lock = lock,
-                None => state.vcpus[self.index].irq_lock = lock,
+            world.with(|state| match self.context {
+                Context::Task(runner, _) => state.tasks[runner.task].lock = lock,
+                _ => state.vcpus[self.index].irq_lock = lock,
             });
         };
         wait(Some(self.index));
@@ -93,22 +233,25 @@ impl<'a> Platform for Cpu<'a> {
     }
 
     fn current(&self) -> TaskId {
-        TaskId(NonZeroUsize::MIN.saturating_add(self.runner().0.task))
+        let here = self.here();
+        let running = self.thread.world.with(|state| state.vcpus[here].current);
+        TaskId(NonZeroUsize::MIN.saturating_add(running.unwrap_or_default()))
     }
 
     fn enter_ve(&self) -> bool {
-        let nested = self.look(|task| std::mem::replace(&mut task.in_ve, true));
-        self.thread.learn(nested)
+        self.thread.learn(self.swap_in_ve(true))
     }
 
     fn leave_ve(&self) {
-        self.look(|task| task.in_ve = false);
+        self.swap_in_ve(false);
     }
 
     fn kernel_may_park(&self, _fault: &FaultInfo) -> Result<(), SuspendReason> {
-        match self.runner().1 {
-            From::Atomic(reason) => Err(reason),
-            _ => Ok(()),
+        match self.context {
+            Context::Task(_, From::Atomic(reason)) => Err(reason),
+            Context::Task(..) => Ok(()),
+            Context::Interrupt => Err(SuspendReason::IrqsOff),
+            Context::Nmi => Err(SuspendReason::Nmi),
         }
     }
 
@@ -122,17 +265,15 @@ impl<'a> Platform for Cpu<'a> {
     }
 
     fn schedule(&self) {
-        let (runner, _) = self.runner();
+        let runner = self.runner();
         if let Some(gfn) = runner.nested {
             // The scheduler's own memory may be missing too, at a point with interrupts on.
-            self.look(|task| task.irqs = true);
-            let from = From::Kernel;
-            if !matches!(runner.touch(gfn, false, from, true), Access::Done) {
+            if !matches!(runner.touch(gfn, false, From::Kernel, true), Access::Done) {
                 self.thread.world.violate("the scheduler's page failed");
             }
-            self.look(|task| task.irqs = false);
         }
         self.own_step();
+        self.check_busy("sleeps");
         let vcpu = runner.vcpu();
         let sleeps = self.thread.world.with(|state| {
             let task = &mut state.tasks[runner.task];
@@ -179,11 +320,21 @@ impl<'a> Platform for Cpu<'a> {
         answer
     }
 
+    fn suspend(&self, gpa: u64, qualification: u64) -> i64 {
+        let answer = self.hypercall(Exit::Suspend(gpa, qualification));
+        if answer != VE_APF_RESOLVED.cast_signed() && answer != VE_APF_FAIL.cast_signed() {
+            self.thread.world.violate(format!("SUSPEND answers {answer}"));
+        }
+        answer
+    }
+
     fn status(&self, slot: SlotIndex, generation: Generation) -> i64 {
         self.hypercall(Exit::Status(u64::from(slot.get()), u64::from(generation.get())))
     }
 
-    fn restore_soft_state(&self) {}
+    fn restore_soft_state(&self) {
+        self.hardware_on();
+    }
 
     fn report(&self, event: Event) {
         self.thread.note(|| format!("{event:?}"));
@@ -193,9 +344,14 @@ impl<'a> Platform for Cpu<'a> {
             Event::SpuriousWake(_) => world.reach(Reach::SpuriousWake),
             Event::Failed(..) => world.reach(Reach::Failed),
             Event::Suspended(_, SuspendReason::Nested) => world.reach(Reach::Nested),
+            Event::Suspended(_, SuspendReason::Nmi) => world.reach(Reach::Nmi),
+            Event::Delivered(..) => world.reach(Reach::Delivered),
+            Event::NoSlot(_) => world.reach(Reach::NoSlot),
             _ => {}
         }
         match event {
+            Event::Fault(_, gpa) => self.check_fault(gpa, false),
+            Event::Delivered(_, gpa) | Event::NoSlot(gpa) => self.check_fault(gpa, true),
             Event::Parked(..) => {
                 let index = self.index;
                 let wrong = self.look(|task| {
@@ -213,7 +369,7 @@ impl<'a> Platform for Cpu<'a> {
                 if let Event::Abandoned(..) = event {
                     world.reach(Reach::Abandoned);
                 }
-                if self.runner().0.vcpu() != self.index {
+                if self.here() != self.index {
                     world.reach(Reach::Moved);
                 }
             }
