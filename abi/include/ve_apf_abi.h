@@ -148,7 +148,7 @@
 
 /*
  * RANGE(gpa, length, flags): declares memory of the VM whose faults may raise #VE, or withdraws it.
- * Hardware mode only.
+ * Hardware mode only, from a vCPU whose VEINFO is on.
  *
  * Address and length are multiples of 4096 and neither 0 nor above 2^52 in sum. A declaration holds
  * for all vCPUs, until it is withdrawn, no vCPU has VEINFO enabled any more, or the memslot goes;

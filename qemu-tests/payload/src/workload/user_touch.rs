@@ -60,7 +60,7 @@ fn go(
     // The first round's pages go before the section begins: it then has no exits but those of the faults.
     device.evict(&arena.frames, 0)?;
     let slices = arena.slices(tasks);
-    let slices_after = arena.slices(tasks);
+    let slices_after = slices.clone();
     let again = device.clone();
     let team = Team::new(tasks, "touch", pinned(options)?, move |i, tally| {
         for round in 0..rounds {
