@@ -159,7 +159,7 @@ fn take_slot<R: RingAccess>(ring: &R, fault: FaultInfo) -> Option<SlotIndex> {
     loop {
         let taken = ring.bits(Bitmap::Active) | tried;
         let slot = SlotIndex::lowest(!taken & VE_APF_SLOT_MASK)?;
-        // An NMI between the two may have taken it.
+        // Against a host that takes slots while this vCPU runs: none does.
         if ring.set_bits(Bitmap::Active, slot.bit()) & slot.bit() != 0 {
             continue;
         }

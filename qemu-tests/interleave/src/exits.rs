@@ -1,10 +1,12 @@
 //! What a vCPU's thread does between an exit and the next entry, in the order of KVM's `vcpu_run()`.
 
 use crate::fiber::{Next, Thread};
-use crate::host::{HostCpu, HostVm};
+use crate::hash::Owned;
+use crate::host::{HostCpu, HostVm, hardware_off};
 use crate::ring::{ModelRing, Side};
 use crate::scenario::{Broken, Reach};
-use crate::world::{Exit, Frame, Mode, Owned, SlotModel};
+use crate::vcpu::{Exit, Mode, SlotModel};
+use crate::world::Frame;
 use ve_apf_abi::access::FaultInfo;
 use ve_apf_abi::hypercall::{
     VE_APF_EINVAL, VE_APF_FAIL, VE_APF_QUEUED, VE_APF_RESOLVED, VE_APF_UNKNOWN,
@@ -57,9 +59,10 @@ impl<'a> Host<'a> {
 
     fn handle(&self, exit: Exit) -> Result<(), ()> {
         match exit {
-            Exit::Kick => {}
+            Exit::Kick | Exit::Delivery => {}
             Exit::Fault { gfn, write, .. } => self.fault(gfn, write)?,
             Exit::Submit(slot) => self.submit(slot)?,
+            Exit::Suspend(gpa, _) => self.suspend(gpa)?,
             Exit::Status(slot, generation) => {
                 self.complete()?;
                 let answer = self.owning(|state| Ok(status(&self.cpu, state, slot, generation)))?;
@@ -68,10 +71,18 @@ impl<'a> Host<'a> {
             Exit::Disable => {
                 self.sweep(Sweep::Disable)?;
                 self.cpu.look(|vcpu| vcpu.enabled = false);
+                self.cpu.thread.world.with(|state| hardware_off(state, self.cpu.vcpu));
             }
-            Exit::Enable => self.cpu.look(|vcpu| {
+            Exit::Enable => self.cpu.thread.world.with(|state| {
+                hardware_off(state, self.cpu.vcpu);
+                let vcpu = &mut state.vcpus[self.cpu.vcpu];
                 vcpu.enabled = true;
                 vcpu.ring.host_flags = 0;
+            }),
+            Exit::VeInfo => self.cpu.look(|vcpu| vcpu.veinfo = vcpu.enabled),
+            // Refused where a restore took VEINFO away just before.
+            Exit::Range => self.cpu.thread.world.with(|state| {
+                state.declared |= state.vcpus[self.cpu.vcpu].veinfo;
             }),
             Exit::Lapic(on) => {
                 self.cpu.look(|vcpu| vcpu.lapic = on);
@@ -125,7 +136,7 @@ impl<'a> Host<'a> {
             let vcpu = &mut state.vcpus[self.cpu.vcpu];
             vcpu.mode = Mode::Host;
             match &mut state.frames[gfn] {
-                Frame::Gone => vcpu.fault_failed = true,
+                Frame::Gone => vcpu.found.fault_failed = true,
                 frame => *frame = Frame::Mapped,
             }
         });
@@ -134,8 +145,24 @@ impl<'a> Host<'a> {
 
     fn submit(&self, slot: u64) -> Result<(), ()> {
         self.complete()?;
+        let waited = self.cpu.look(|vcpu| {
+            vcpu.ring.slots.get(slot as usize).is_some_and(|slot| slot.word.state().is_waiting())
+        });
         let answer = self.owning(|state| submit(&self.cpu, state, &self.vm(), slot))?;
+        match answer {
+            Submitted::Resolved | Submitted::Fail if waited => self.reach(Reach::AtOnce),
+            Submitted::Wait(_) => self.reach(Reach::Unqueued),
+            _ => {}
+        }
         self.answer(answer)
+    }
+
+    /// A fault that is resolved with the vCPU stopped, on request.
+    fn suspend(&self, gpa: u64) -> Result<(), ()> {
+        self.complete()?;
+        self.resolve((gpa >> 12) as usize);
+        let failed = self.cpu.look(|vcpu| std::mem::take(&mut vcpu.found.fault_failed));
+        self.answer(if failed { Submitted::Fail } else { Submitted::Resolved })
     }
 
     fn answer(&self, answer: Submitted) -> Result<(), ()> {
@@ -154,12 +181,11 @@ impl<'a> Host<'a> {
                 None
             }
             Submitted::Wait(page) => {
-                self.reach(Reach::Unqueued);
                 self.resolve(page.gfn as usize);
                 None
             }
         };
-        self.cpu.look(|vcpu| vcpu.rax = rax);
+        self.cpu.look(|vcpu| vcpu.found.rax = rax);
         Ok(())
     }
 
@@ -171,17 +197,19 @@ impl<'a> Host<'a> {
     }
 
     fn sweep(&self, why: Sweep) -> Result<(), ()> {
-        let failed = self.cpu.look(|vcpu| {
+        let (failed, untold) = self.cpu.look(|vcpu| {
             vcpu.sweeping = true;
-            let slots = vcpu.ring.slots.iter();
             let failure = |slot: &SlotModel| {
                 let word = slot.word;
                 word.state().is_waiting() && slot.known_failed == Some(word.generation().get())
             };
-            slots.copied().any(|slot| failure(&slot))
+            (vcpu.ring.slots.iter().any(failure), vcpu.info.slot.is_some() && !vcpu.info.told)
         });
         if failed {
             self.reach(Reach::SweptFailure);
+        }
+        if untold {
+            self.reach(Reach::SweptUntold);
         }
         let count = self.owning(|state| Ok(sweep(&self.cpu, state, &self.vm(), why)))?;
         self.cpu.thread.note(|| format!("sweep ({why:?}) completed {count}"));
@@ -215,7 +243,12 @@ impl<'a> Host<'a> {
             self.reach(Reach::SecondLook);
             self.cpu.look(|vcpu| (vcpu.announced, vcpu.ipi) = (false, false));
         }
-        self.cpu.look(|vcpu| vcpu.mode = Mode::Guest);
+        self.cpu.look(|vcpu| {
+            vcpu.mode = Mode::Guest;
+            if std::mem::take(&mut vcpu.nmi) {
+                vcpu.begin_nmi();
+            }
+        });
         thread.note(|| "enters the guest".into());
         Ok(())
     }

@@ -1,9 +1,11 @@
 //! Depth-first search over all choices. A state is reached again by running its path from the
 //! start; one whose hash was seen is not followed.
 
+use crate::choices::{Choice, choices};
 use crate::hash::{self, Seen};
 use crate::host::is_empty;
-use crate::machine::{Choice, Machine, choices};
+use crate::info::wrong_state;
+use crate::machine::Machine;
 use crate::scenario::{Reach, Scenario};
 use crate::world::{State, Status, World};
 use std::fmt;
@@ -109,6 +111,9 @@ pub fn explore(scenario: &Scenario) -> Result<Explored, Violation> {
                     world.violate(what);
                 }
             }
+            if let Some(what) = world.with(|state| wrong_state(state)) {
+                world.violate(what);
+            }
             if path.len() > LONGEST {
                 world.violate("does not come to an end");
             }
@@ -164,7 +169,7 @@ fn replay(
 /// What must not be left when nothing more must happen.
 fn wrong_end(scenario: &Scenario, state: &State) -> Option<String> {
     for (index, task) in state.tasks.iter().enumerate() {
-        let name = crate::guest::name(index);
+        let name = crate::world::name(index);
         match task.status {
             Status::Finished | Status::Killed => {}
             Status::Failed if scenario.may_fail(index) => {}
@@ -178,6 +183,16 @@ fn wrong_end(scenario: &Scenario, state: &State) -> Option<String> {
         let lost = injected_slot(ring.injected).filter(|_| state.event_lost);
         if ring.active & !lost.map_or(0, SlotIndex::bit) != 0 {
             return Some(format!("ring {index}: slots {:#b} leaked", ring.active));
+        }
+        if ring.submitted != 0 {
+            return Some(format!("ring {index}: the host ignored slots {:#b}", ring.submitted));
+        }
+        if vcpu.info.busy != 0 {
+            return Some(format!("vCPU {index}: the busy word is left set"));
+        }
+        let hardware = vcpu.veinfo && state.declared;
+        if vcpu.enabled && hardware != (scenario.declared != 0) {
+            return Some(format!("vCPU {index}: hardware mode is off"));
         }
         if vcpu.host.get().is_none_or(|host| host.held() != 0) {
             return Some(format!("vCPU {index}: the host holds a slot"));

@@ -69,3 +69,35 @@ impl Hasher for Identity {
         self.0 = value;
     }
 }
+
+/// A value that a thread owns while it uses it; then its hash is the old one, and what the thread
+/// did with it follows from the thread's history.
+#[derive(Clone, Debug)]
+pub struct Owned<T> {
+    value: Option<T>,
+    /// Of the value when it was last here.
+    pub hash: u64,
+}
+
+impl<T: Hash> Owned<T> {
+    /// Puts a value there.
+    pub fn new(value: T) -> Self {
+        Self { hash: of(&value), value: Some(value) }
+    }
+
+    /// Takes it away.
+    pub fn take(&mut self) -> T {
+        self.value.take().expect("one owner at a time")
+    }
+
+    /// Looks at it.
+    pub fn get(&self) -> Option<&T> {
+        self.value.as_ref()
+    }
+}
+
+impl<T> Hash for Owned<T> {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        hasher.write_u64(self.hash);
+    }
+}

@@ -1,8 +1,10 @@
 //! The host engine's traits, and what reaches the engine from outside the vCPUs' threads.
 
 use crate::fiber::Thread;
+use crate::hash::Owned;
 use crate::ring::ModelRing;
-use crate::world::{Frame, Owned, State, VcpuModel, VmWorks, Worker, World};
+use crate::vcpu::VcpuModel;
+use crate::world::{Frame, State, VmWorks, Worker, World};
 use ve_apf_abi::ring::VE_APF_CAUSE_GONE;
 use ve_apf_host::platform::{KickMode, Mapping, Page, Resolution, Vcpu, Vm};
 use ve_apf_host::sweep::detach_all;
@@ -88,7 +90,7 @@ impl<'a> Vcpu for HostCpu<'a> {
     }
 
     fn event_pending(&self) -> bool {
-        self.look(|vcpu| vcpu.ve)
+        self.look(|vcpu| vcpu.found.ve)
     }
 
     fn is_nested(&self) -> bool {
@@ -127,7 +129,7 @@ impl<'a> Vcpu for HostCpu<'a> {
 
     fn inject_ve(&self) {
         self.thread.note(|| "inject #VE".into());
-        self.look(|vcpu| vcpu.ve = true);
+        self.look(|vcpu| vcpu.found.ve = true);
     }
 
     fn can_interrupt(&self) -> bool {
@@ -144,7 +146,7 @@ impl<'a> Vcpu for HostCpu<'a> {
 /// Are the guest's interrupts on where the vCPU is?
 pub fn interrupts_on(state: &State, vcpu: usize) -> bool {
     let vcpu = &state.vcpus[vcpu];
-    !vcpu.in_irq && vcpu.current.is_none_or(|task| state.tasks[task].irqs)
+    !vcpu.in_nmi && !vcpu.in_irq && vcpu.current.is_none_or(|task| state.tasks[task].irqs)
 }
 
 /// A work is over, or its deadline is: then `late` says so of the thread that still works on it.
@@ -177,12 +179,19 @@ pub fn write_en(world: &'static World, vcpu: usize) {
     let mut host = world.with(|state| state.vcpus[vcpu].host.take());
     detach_all(&mut host, &HostVm { world, thread: None });
     world.with(|state| {
+        hardware_off(state, vcpu);
         let vcpu = &mut state.vcpus[vcpu];
         vcpu.host = Owned::new(host);
         vcpu.sweep = vcpu.enabled;
         // To the restored VM nothing is known.
         vcpu.ring.slots.iter_mut().for_each(|slot| slot.known_failed = None);
     });
+}
+
+/// VEINFO is off, with the EN of a vCPU; what was declared ends with the last of them.
+pub fn hardware_off(state: &mut State, vcpu: usize) {
+    state.vcpus[vcpu].veinfo = false;
+    state.declared &= state.vcpus.iter().any(|vcpu| vcpu.veinfo);
 }
 
 /// Nothing of ours is left in the VM's table.

@@ -1,152 +1,16 @@
-//! What can happen next, and making it happen.
+//! Making something happen.
 
+use crate::choices::Choice;
 use crate::exits::run;
 use crate::fiber::{Fiber, Stacks, Thread};
-use crate::guest::name;
-use crate::host::{finish, interrupts_on, write_en};
-use crate::reduce::goes_first;
+use crate::host::{finish, write_en};
+use crate::nmi::run_nmi;
 use crate::task::{run_interrupt, run_task};
-use crate::world::{Exit, Frame, Mode, State, Status, World};
+use crate::vcpu::{Exit, Mode};
+use crate::world::{Frame, Status, World, name};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use ve_apf_abi::ring::{VE_APF_CAUSE_DEADLINE, VE_APF_CAUSE_GONE};
 use ve_apf_host::platform::Resolution;
-
-/// One thing that can happen next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// The code that runs on the vCPU goes on.
-    Vcpu(usize),
-    /// The vCPU takes the completion interrupt.
-    Interrupt(usize),
-    /// The IPI of a kick arrives.
-    Ipi(usize),
-    /// The scheduler picks a task.
-    Run(usize, usize),
-    /// A thread of the VM goes on with this work.
-    Worker(usize),
-    /// SIGKILL.
-    Kill(usize),
-    /// A wake-up for nothing.
-    Wake(usize),
-    /// A page is taken away.
-    Reclaim(usize),
-    /// A page becomes possible.
-    Repair(usize),
-    /// The deadline of a work.
-    Deadline(usize),
-    /// A task in user mode is preempted.
-    Preempt(usize),
-    /// Save and restore; the pending events are lost, or the pages.
-    Restore {
-        /// #VE and interrupt.
-        events: bool,
-        /// All mapped pages.
-        pages: bool,
-    },
-}
-
-impl Choice {
-    /// It need not happen: a machine that waits for it is stuck.
-    pub fn is_optional(self) -> bool {
-        !matches!(
-            self,
-            Self::Vcpu(_) | Self::Interrupt(_) | Self::Ipi(_) | Self::Run(..) | Self::Worker(_)
-        )
-    }
-}
-
-/// Appends all that can happen, or one thing that makes all else wait.
-pub fn choices(world: &World, state: &State, out: &mut Vec<Choice>) {
-    let first = (0..state.vcpus.len()).find(|&vcpu| goes_first(world, state, vcpu));
-    if let (Some(vcpu), true) = (first, world.scenario.reduced) {
-        out.push(Choice::Vcpu(vcpu));
-        return;
-    }
-    for vcpu in 0..state.vcpus.len() {
-        vcpu_choices(world, state, vcpu, out);
-    }
-    for worker in 0..state.workers.len() {
-        out.push(Choice::Worker(worker));
-    }
-    let budget = &state.budget;
-    for (index, task) in state.tasks.iter().enumerate() {
-        // Looked at only between prepare_to_sleep() and finish_sleep(); a signal that comes
-        // earlier is one that comes at the beginning of that.
-        if budget.kills > 0 && task.killable && !task.fatal {
-            out.push(Choice::Kill(index));
-        }
-        if budget.wakes > 0 && task.status == Status::Parked {
-            out.push(Choice::Wake(index));
-        }
-    }
-    for (gfn, frame) in state.frames.iter().enumerate() {
-        if budget.reclaims > 0 && matches!(frame, Frame::Mapped | Frame::InHost) {
-            out.push(Choice::Reclaim(gfn));
-        }
-        if budget.repairs > 0 && *frame == Frame::Gone {
-            out.push(Choice::Repair(gfn));
-        }
-    }
-    if budget.deadlines > 0 {
-        let running = |&worker: &usize| !state.workers[worker].late;
-        out.extend((0..state.workers.len()).filter(running).map(Choice::Deadline));
-    }
-    let outside = |mode| mode != Mode::Host;
-    if budget.restores > 0 && state.vcpus.iter().all(|vcpu| outside(vcpu.mode)) {
-        for events in [false, true] {
-            for pages in [false, true] {
-                if events <= world.scenario.loses_events && pages <= world.scenario.loses_pages {
-                    out.push(Choice::Restore { events, pages });
-                }
-            }
-        }
-    }
-}
-
-fn vcpu_choices(world: &World, state: &State, index: usize, out: &mut Vec<Choice>) {
-    let vcpu = &state.vcpus[index];
-    match vcpu.mode {
-        Mode::Host | Mode::Resolving(_) => out.push(Choice::Vcpu(index)),
-        Mode::Halted if vcpu.request => out.push(Choice::Vcpu(index)),
-        Mode::Halted => {}
-        Mode::Guest => {
-            if vcpu.ipi && !vcpu.ve {
-                out.push(Choice::Ipi(index));
-            }
-            let free =
-                |lock: Option<usize>| lock.is_none_or(|ring: usize| !state.vcpus[ring].ring.locked);
-            if vcpu.in_irq {
-                if free(vcpu.irq_lock) {
-                    out.push(Choice::Vcpu(index));
-                }
-                return;
-            }
-            if vcpu.irr && vcpu.lapic && !vcpu.ve && interrupts_on(state, index) {
-                out.push(Choice::Interrupt(index));
-                if !world.scenario.late_interrupts {
-                    return;
-                }
-            }
-            if let Some(task) = vcpu.current {
-                if free(state.tasks[task].lock) {
-                    out.push(Choice::Vcpu(index));
-                }
-                if state.budget.preemptions > 0 && state.tasks[task].preemptible && !vcpu.ve {
-                    out.push(Choice::Preempt(index));
-                }
-                return;
-            }
-            for (task, model) in state.tasks.iter().enumerate() {
-                let spec = &world.scenario.tasks[task];
-                let bound = spec.pinned || !model.started;
-                let here = !bound || spec.starts.is_none_or(|starts| starts == index);
-                if model.status == Status::Runnable && here {
-                    out.push(Choice::Run(index, task));
-                }
-            }
-        }
-    }
-}
 
 /// The fibers of one run.
 pub struct Machine {
@@ -211,6 +75,22 @@ impl Machine {
                 world.note(|| "completion interrupt".into());
                 self.resume(scenario.irq_fiber(vcpu), move |thread| run_interrupt(thread, vcpu));
             }
+            Choice::Nmi(vcpu) => {
+                world.act(|| format!("vCPU {vcpu} NMI"));
+                world.note(|| "NMI".into());
+                let begun = world.with(|state| {
+                    state.budget.nmis -= 1;
+                    let vcpu = &mut state.vcpus[vcpu];
+                    vcpu.nmi = vcpu.mode == Mode::Halted;
+                    if !vcpu.nmi {
+                        vcpu.begin_nmi();
+                    }
+                    vcpu.in_nmi
+                });
+                if begun {
+                    self.step(vcpu);
+                }
+            }
             Choice::Ipi(vcpu) => world.with(|state| state.vcpus[vcpu].exit(Exit::Kick)),
             Choice::Run(vcpu, task) => {
                 world.with(|state| {
@@ -228,13 +108,16 @@ impl Machine {
     fn step(&mut self, vcpu: usize) {
         let world = self.world;
         let scenario = &world.scenario;
-        let (mode, in_irq, current) = world.with(|state| {
+        let (mode, in_nmi, in_irq, current) = world.with(|state| {
             let vcpu = &state.vcpus[vcpu];
-            (vcpu.mode, vcpu.in_irq, vcpu.current)
+            (vcpu.mode, vcpu.in_nmi, vcpu.in_irq, vcpu.current)
         });
         if mode != Mode::Guest {
             world.act(|| format!("vCPU {vcpu} host"));
             self.resume(scenario.host_fiber(vcpu), move |thread| run(thread, vcpu));
+        } else if in_nmi {
+            world.act(|| format!("vCPU {vcpu} NMI"));
+            self.resume(scenario.nmi_fiber(vcpu), move |thread| run_nmi(thread, vcpu));
         } else if in_irq {
             world.act(|| format!("vCPU {vcpu} interrupt"));
             self.resume(scenario.irq_fiber(vcpu), move |thread| run_interrupt(thread, vcpu));
@@ -337,11 +220,12 @@ impl Machine {
                 let history = &mut state.history[world.scenario.host_fiber(index)];
                 *history = crate::hash::of(&"gone");
                 let vcpu = &mut state.vcpus[index];
-                vcpu.rax = None;
+                vcpu.found.rax = None;
                 vcpu.exit(Exit::Kick);
                 if events {
-                    state.event_lost |= vcpu.ve || vcpu.irr;
-                    (vcpu.ve, vcpu.irr) = (false, false);
+                    state.event_lost |= vcpu.found.ve || vcpu.irr;
+                    vcpu.info.lost |= vcpu.found.ve && vcpu.info.busy != 0;
+                    (vcpu.found.ve, vcpu.irr) = (false, false);
                 }
             });
             write_en(world, index);

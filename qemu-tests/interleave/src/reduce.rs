@@ -6,7 +6,9 @@
 
 use crate::fiber::Next;
 use crate::host::interrupts_on;
-use crate::world::{Mode, State, Status, TaskModel, VcpuModel, World};
+use crate::nmi::nmi_possible;
+use crate::vcpu::{Mode, VcpuModel};
+use crate::world::{State, Status, TaskModel, World};
 
 /// Does the next step of the vCPU make all else wait?
 pub fn goes_first(world: &World, state: &State, index: usize) -> bool {
@@ -47,7 +49,11 @@ fn guest(world: &World, state: &State, index: usize) -> bool {
     if vcpu.irr && !vcpu.in_irq && interrupts_on(state, index) {
         return false;
     }
+    if nmi_possible(state, index) {
+        return false;
+    }
     let fiber = match (vcpu.in_irq, vcpu.current) {
+        _ if vcpu.in_nmi => world.scenario.nmi_fiber(index),
         (true, _) => world.scenario.irq_fiber(index),
         (false, Some(task)) => task,
         (false, None) => return false,
@@ -56,7 +62,8 @@ fn guest(world: &World, state: &State, index: usize) -> bool {
         // The host writes the ring after a kick and after a restore. A look at a fatal signal
         // belongs to the access before it.
         Next::OwnRing => {
-            let signal = budget.kills > 0 && !vcpu.in_irq && task.is_some_and(|task| task.killable);
+            let above = vcpu.in_irq || vcpu.in_nmi;
+            let signal = budget.kills > 0 && !above && task.is_some_and(|task| task.killable);
             budget.restores == 0 && !can_be_kicked(vcpu) && !signal
         }
         // The host sees neither tasks nor locks: an exit before it is one after it.

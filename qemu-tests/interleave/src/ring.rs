@@ -1,11 +1,13 @@
 //! The rings, with the checks that belong to single accesses.
 //!
 //! An access is a step of its own unless nobody else can touch that word meanwhile: `injected`
-//! belongs to whoever runs on the ring's own vCPU, and so does `completed` once the vCPU is in
-//! the host; the description of a fault does not change while its slot is in use.
+//! belongs to whoever runs on the ring's own vCPU, be it an NMI, and so does `completed` once the
+//! vCPU is in the host; the description of a fault does not change while its slot is in use.
 
 use crate::fiber::{Next, Thread};
-use crate::world::{Frame, RingModel, SLOTS, SlotModel, State, Status};
+use crate::info::nmi_may_come;
+use crate::vcpu::{RingModel, SLOTS, SlotModel, VcpuModel};
+use crate::world::{Frame, State, Status};
 use std::cell::Cell;
 use ve_apf_abi::access::{Bitmap, FaultInfo, RingAccess};
 use ve_apf_abi::ring::{SlotIndex, VE_APF_SLOT_MASK};
@@ -66,6 +68,12 @@ impl<'a> ModelRing<'a> {
         }
     }
 
+    fn before_injected(&self) {
+        if self.side == Side::Guest {
+            nmi_may_come(&self.thread, self.ring);
+        }
+    }
+
     fn change(&self, map: Bitmap, name: &str, f: impl FnOnce(&mut u64)) -> u64 {
         self.before(map);
         let (old, new) = self.with(|ring| {
@@ -90,12 +98,16 @@ impl<'a> ModelRing<'a> {
         let lost = state.event_lost;
         let sweeping = state.vcpus[self.ring].sweeping;
         let disturbed = state.disturbed || sweeping;
-        let model = &mut state.vcpus[self.ring].ring.slots[usize::from(slot.get())];
+        let model = &state.vcpus[self.ring].ring.slots[usize::from(slot.get())];
         let (from, to) = (old.state(), new.state());
         let next = new.generation() == old.generation().next();
         let same = new.generation() == old.generation();
         let usage = old.generation().get();
         let frame = state.frames[usize::try_from(model.fault.gpa >> 12).unwrap_or(0)];
+        if (self.side, from) == (Side::Guest, SlotState::NONE) {
+            self.check_publication(&mut state.vcpus[self.ring], slot, new);
+        }
+        let model = &mut state.vcpus[self.ring].ring.slots[usize::from(slot.get())];
         let allowed = match (self.side, from, to) {
             (_, SlotState::NONE, SlotState::CAN_CONTINUE) => next,
             (Side::Guest, SlotState::CAN_CONTINUE, SlotState::SUSPEND_ME) => same,
@@ -126,6 +138,22 @@ impl<'a> ModelRing<'a> {
         };
         if !allowed {
             self.violate(format!("slot {} {} -> {}", slot.get(), show(old), show(new)));
+        }
+    }
+
+    /// The guest makes a slot of what the CPU wrote.
+    fn check_publication(&self, vcpu: &mut VcpuModel, slot: SlotIndex, new: SlotWord) {
+        if vcpu.info.busy == 0 {
+            self.violate(format!("slot {} is taken, but nothing was delivered", slot.get()));
+        }
+        if vcpu.ring.slots[usize::from(slot.get())].fault != vcpu.info.fault {
+            self.violate(format!("slot {} is not what the CPU wrote", slot.get()));
+        }
+        if vcpu.info.slot.replace((slot, new.generation().get())).is_some() {
+            self.violate(format!("slot {} is the second of one fault", slot.get()));
+        }
+        if vcpu.ring.active & slot.bit() == 0 {
+            self.violate(format!("slot {} is published, but free", slot.get()));
         }
     }
 }
@@ -167,10 +195,12 @@ impl RingAccess for ModelRing<'_> {
     }
 
     fn injected(&self) -> u32 {
+        self.before_injected();
         self.thread.learn(self.with(|ring| ring.injected))
     }
 
     fn set_injected(&self, value: u32) {
+        self.before_injected();
         self.thread.note(|| format!("ring{} injected = {value}", self.ring));
         self.with(|ring| ring.injected = value);
     }

@@ -1,10 +1,9 @@
 //! What a scenario consists of: a machine, its tasks, and what may go wrong how often.
 
 use crate::hash;
-use crate::world::{
-    Exit, Frame, Mode, Owned, RingModel, SLOTS, SlotModel, State, Status, TaskModel, VcpuModel,
-    VmWorks,
-};
+use crate::hash::Owned;
+use crate::vcpu::{Exit, Found, InfoModel, Mode, RingModel, SLOTS, SlotModel, VcpuModel};
+use crate::world::{Frame, State, Status, TaskModel, VmWorks};
 use ve_apf_abi::access::FaultInfo;
 use ve_apf_abi::word::SlotWord;
 use ve_apf_guest::platform::SuspendReason;
@@ -22,6 +21,13 @@ pub enum From {
     Atomic(SuspendReason),
 }
 
+impl From {
+    /// Are interrupts on there?
+    pub fn irqs(self) -> bool {
+        self != Self::Atomic(SuspendReason::IrqsOff)
+    }
+}
+
 /// One step of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -33,11 +39,6 @@ pub enum Action {
         write: bool,
         /// In which mode.
         from: From,
-    },
-    /// As hardware mode would: takes a slot itself, and rings SUBMIT.
-    Submit {
-        /// Frame number.
-        gfn: usize,
     },
     /// WRMSR EN = 0 and the scan after it.
     Disable,
@@ -81,6 +82,11 @@ pub struct Budget {
     pub deadlines: u8,
     /// A frame that could never come can, from now on.
     pub repairs: u8,
+    /// An NMI hits vCPU 0.
+    pub nmis: u8,
+    /// The first so many #VE that the CPU delivers to tasks find the kernel's stack missing: they
+    /// exit, and are injected again.
+    pub detours: u8,
 }
 
 /// Something that a scenario is for: at least one interleaving must come by.
@@ -110,6 +116,8 @@ pub enum Reach {
     Swept,
     /// A sweep met a failure that was known.
     SweptFailure,
+    /// A sweep completed a slot that the guest had not submitted yet.
+    SweptUntold,
     /// The interrupt was held back until the LAPIC was enabled.
     Held,
     /// SUBMIT answered at once.
@@ -120,6 +128,14 @@ pub enum Reach {
     Again,
     /// The host looked again after it had announced guest mode, and found a request.
     SecondLook,
+    /// The CPU raised #VE by itself.
+    Delivered,
+    /// No slot was free for it.
+    NoSlot,
+    /// An NMI was suspended.
+    Nmi,
+    /// A declared page made the vCPU exit, since the busy word was set.
+    Busy,
 }
 
 /// A rule that is broken on purpose, in what the harness supplies.
@@ -127,6 +143,12 @@ pub enum Reach {
 pub enum Broken {
     /// Rule 14: the host does not look again after it announced guest mode.
     NoSecondLook,
+    /// The guest forgets the VE info area before it switches hardware mode off.
+    ForgetsTooEarly,
+    /// The guest expects hardware mode only after it switched it on.
+    ExpectsTooLate,
+    /// The guest switches hardware mode on without clearing the busy word.
+    KeepsBusy,
 }
 
 /// A machine and its tasks.
@@ -142,8 +164,12 @@ pub struct Scenario {
     pub threads: usize,
     /// Guest memory at the start.
     pub frames: Vec<Frame>,
+    /// Hardware mode: bit per frame that the guest declares. None: it is not used.
+    pub declared: u8,
     /// Guest tasks.
     pub tasks: Vec<Task>,
+    /// The frames that an NMI accesses.
+    pub nmi: Vec<usize>,
     /// What may go wrong.
     pub budget: Budget,
     /// A restore may drop the pending #VE and interrupt.
@@ -185,12 +211,10 @@ impl Scenario {
             ring,
             mode: Mode::Guest,
             exit: Exit::Kick,
-            rax: None,
-            fault_failed: false,
+            found: Found::default(),
             announced: true,
             request: false,
             ipi: false,
-            ve: false,
             irr: false,
             lapic: true,
             enabled: true,
@@ -200,6 +224,13 @@ impl Scenario {
             in_irq: false,
             irq_lock: None,
             host: Owned::new(VcpuState::new()),
+            info: InfoModel::default(),
+            veinfo: self.declared != 0,
+            expects: self.declared != 0,
+            nmi: false,
+            in_nmi: false,
+            below: Found::default(),
+            idle_in_ve: false,
         };
         let task = TaskModel {
             status: Status::Runnable,
@@ -226,6 +257,7 @@ impl Scenario {
             history: vec![hash::of(&0); self.fibers()],
             disturbed: false,
             event_lost: false,
+            declared: self.declared != 0,
         }
     }
 
@@ -233,23 +265,29 @@ impl Scenario {
     pub fn may_fail(&self, task: usize) -> bool {
         let gone = |gfn: usize| self.frames[gfn] == crate::world::Frame::Gone;
         self.tasks[task].script.iter().any(|action| match *action {
-            Action::Touch { gfn, .. } | Action::Submit { gfn } => gone(gfn),
+            Action::Touch { gfn, .. } => gone(gfn),
             _ => false,
         })
     }
 
-    /// How many fibers: the tasks, then per vCPU the interrupt handler and the host's thread.
+    /// How many fibers: the tasks, then per vCPU the handlers of interrupt and NMI, and the host's
+    /// thread.
     pub fn fibers(&self) -> usize {
-        self.tasks.len() + 2 * self.vcpus
+        self.tasks.len() + 3 * self.vcpus
     }
 
     /// The fiber of a vCPU's interrupt handler.
     pub fn irq_fiber(&self, vcpu: usize) -> usize {
-        self.tasks.len() + 2 * vcpu
+        self.tasks.len() + 3 * vcpu
     }
 
     /// The fiber of a vCPU's thread in the host.
     pub fn host_fiber(&self, vcpu: usize) -> usize {
-        self.tasks.len() + 2 * vcpu + 1
+        self.tasks.len() + 3 * vcpu + 1
+    }
+
+    /// The fiber of a vCPU's NMI handler.
+    pub fn nmi_fiber(&self, vcpu: usize) -> usize {
+        self.tasks.len() + 3 * vcpu + 2
     }
 }

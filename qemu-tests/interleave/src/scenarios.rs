@@ -1,7 +1,11 @@
-//! The scenarios: small machines, each around one thing that can go wrong.
+//! The scenarios: small machines, each around one thing that can go wrong. Injected mode here,
+//! hardware mode in [`hardware`].
+
+mod hardware;
 
 use crate::scenario::{Action, Budget, From, Reach, Scenario, Task};
-use crate::world::{Frame, SLOTS};
+use crate::vcpu::SLOTS;
+use crate::world::Frame;
 use From::{Kernel, User};
 use ve_apf_guest::platform::SuspendReason;
 
@@ -14,6 +18,8 @@ const NONE: Budget = Budget {
     preemptions: 0,
     deadlines: 0,
     repairs: 0,
+    nmis: 0,
+    detours: 0,
 };
 
 /// Two vCPUs, two pages that are missing, nothing goes wrong.
@@ -24,7 +30,9 @@ fn base(name: &'static str) -> Scenario {
         slots: SLOTS,
         threads: 4,
         frames: vec![Frame::Missing; 2],
+        declared: 0,
         tasks: Vec::new(),
+        nmi: Vec::new(),
         budget: NONE,
         loses_events: false,
         loses_pages: false,
@@ -71,7 +79,7 @@ pub fn all() -> Vec<Scenario> {
         restore_and(),
         scarce(),
         lapic(),
-        submit(),
+        hardware::all(),
     ];
     groups.concat()
 }
@@ -347,31 +355,6 @@ fn lapic() -> Vec<Scenario> {
         Scenario {
             tasks: [one_each(), vec![pinned(0, &[Action::Rescue])]].concat(),
             ..base("rescue-finds-nothing")
-        },
-    ]
-}
-
-/// What hardware mode will ask of the host.
-fn submit() -> Vec<Scenario> {
-    let submits = pinned(0, &[Action::Submit { gfn: 0 }]);
-    vec![
-        Scenario { tasks: vec![submits.clone(), task(0, &[touch(1, User)])], ..base("submit") },
-        Scenario {
-            tasks: vec![submits.clone(), task(1, &[touch(0, User)])],
-            reaches: vec![Reach::AtOnce, Reach::Parked],
-            ..base("submit-at-once")
-        },
-        Scenario {
-            frames: vec![Frame::Gone, Frame::Missing],
-            tasks: vec![submits.clone()],
-            reaches: vec![Reach::AtOnce, Reach::Failed],
-            ..base("submit-fail")
-        },
-        Scenario {
-            threads: 1,
-            tasks: vec![submits, task(1, &[touch(1, User)])],
-            reaches: vec![Reach::Unqueued],
-            ..base("submit-no-thread")
         },
     ]
 }

@@ -1,16 +1,13 @@
 //! Guest tasks: the steps of a script, the exception entry, and the interrupt's entry.
 
+use crate::cpu::{Context, Cpu, Raised};
 use crate::fiber::Thread;
-use crate::guest::Cpu;
-use crate::ring::{ModelRing, Side};
-use crate::scenario::{Action, From, Reach};
-use crate::world::{Exit, Frame, Mode, Status, TaskModel, VcpuModel};
-use ve_apf_abi::access::{Bitmap, FaultInfo, RingAccess};
-use ve_apf_abi::ring::{SlotIndex, VE_APF_SLOT_MASK, injected_value};
-use ve_apf_abi::word::{SlotWord, State as SlotState};
+use crate::info::{Reached, access};
+use crate::scenario::{Action, From};
+use crate::vcpu::{Exit, Found, VcpuModel};
+use crate::world::{Status, TaskModel};
 use ve_apf_guest::complete::{after_disable, before_enable, interrupt, rescue};
-use ve_apf_guest::handle::{Mode as CpuMode, Verdict, handle_ve};
-use ve_apf_guest::platform::Platform;
+use ve_apf_guest::handle::{Mode as CpuMode, Verdict};
 
 /// A task, from inside.
 pub struct Runner<'a> {
@@ -61,8 +58,7 @@ pub fn run_task(thread: Thread<'_>, task: usize) {
 /// The body of the completion interrupt.
 pub fn run_interrupt(thread: Thread<'_>, vcpu: usize) {
     thread.forget("interrupt");
-    let ring = ModelRing::new(thread, vcpu, Side::Guest);
-    interrupt(&Cpu { thread, index: vcpu, ring, task: None });
+    interrupt(&Cpu::new(thread, vcpu, Context::Interrupt));
     thread.forget("interrupt over");
     thread.world.with(|state| state.vcpus[vcpu].in_irq = false);
 }
@@ -88,32 +84,20 @@ impl<'a> Runner<'a> {
     }
 
     fn cpu<'b>(&'b self, from: From) -> Cpu<'b> {
-        let index = self.vcpu();
-        let ring = ModelRing::new(self.thread, index, Side::Guest);
-        Cpu { thread: self.thread, index, ring, task: Some((self, from)) }
-    }
-
-    /// The guest's instruction makes the vCPU exit; it goes on when the vCPU enters again.
-    pub fn exit(&self, exit: Exit) {
-        self.on_vcpu(|vcpu| vcpu.exit(exit));
-        self.thread.step();
+        Cpu::new(self.thread, self.vcpu(), Context::Task(self, from))
     }
 
     fn act(&self, action: Action) -> Access {
         match action {
             Action::Touch { gfn, write, from } => return self.touch(gfn, write, from, false),
-            Action::Submit { gfn } => return self.submit(gfn),
-            Action::Disable => self.quietly(|| {
-                self.exit(Exit::Disable);
-                after_disable(&self.cpu(From::Kernel));
+            Action::Disable => self.quietly(|cpu| {
+                cpu.disable();
+                after_disable(cpu);
             }),
-            Action::Enable => self.quietly(|| {
-                before_enable(&self.cpu(From::Kernel));
-                self.exit(Exit::Enable);
-            }),
+            Action::Enable => self.quietly(enable),
             Action::Lapic(on) => {
                 self.thread.step();
-                self.exit(Exit::Lapic(on));
+                self.cpu(From::Kernel).exit(Exit::Lapic(on));
             }
             Action::Yield => {
                 self.thread.step();
@@ -124,10 +108,9 @@ impl<'a> Runner<'a> {
                 });
                 self.thread.step();
             }
-            Action::Rescue => self.quietly(|| {
-                if rescue(&self.cpu(From::Kernel)).lost {
-                    before_enable(&self.cpu(From::Kernel));
-                    self.exit(Exit::Enable);
+            Action::Rescue => self.quietly(|cpu| {
+                if rescue(cpu).lost {
+                    enable(cpu);
                 }
             }),
         }
@@ -135,124 +118,105 @@ impl<'a> Runner<'a> {
     }
 
     /// Runs with interrupts off.
-    fn quietly(&self, f: impl FnOnce()) {
+    fn quietly(&self, f: impl FnOnce(&Cpu<'_>)) {
         self.thread.step();
         self.look(|task| task.irqs = false);
-        f();
+        f(&self.cpu(From::Kernel));
         self.look(|task| task.irqs = true);
     }
 
     /// Accesses a page until that succeeds.
     pub fn touch(&self, gfn: usize, write: bool, from: From, nested: bool) -> Access {
-        loop {
+        let irqs = self.look(|task| std::mem::replace(&mut task.irqs, from.irqs()));
+        let access = loop {
             if !nested {
                 self.thread.forget(("touch", gfn));
             }
             self.look(|task| task.preemptible = !nested && from == From::User);
             self.thread.step();
             self.look(|task| task.preemptible = false);
-            if self.thread.world.with(|state| state.frames[gfn] == Frame::Mapped) {
-                self.thread.note(|| format!("accesses gfn {gfn}"));
-                return Access::Done;
+            match self.try_once(gfn, write, from, nested) {
+                None => {}
+                Some(ended) => break ended,
             }
-            let place = self.look(|task| task.place);
-            let rip = 1 + (self.task * 16 + place * 2 + usize::from(nested)) as u64;
-            self.exit(Exit::Fault { gfn, write, rip });
-            let (ve, failed) = self.on_vcpu(|vcpu| {
-                (std::mem::take(&mut vcpu.ve), std::mem::take(&mut vcpu.fault_failed))
-            });
-            if failed {
-                return Access::Failed;
+        };
+        self.look(|task| task.irqs = irqs);
+        access
+    }
+
+    /// `None`: the instruction executes again.
+    fn try_once(&self, gfn: usize, write: bool, from: From, nested: bool) -> Option<Access> {
+        match access(&self.thread, self.vcpu(), gfn, write) {
+            Reached::Page => Some(Access::Done),
+            Reached::Exception => {
+                if !self.is_delivered(from) {
+                    return None;
+                }
+                self.exception(from, Raised { gfn, hardware: true })
             }
-            if ve {
-                match self.virtualization_exception(gfn, from) {
-                    Access::Done => {}
-                    ended => return ended,
+            Reached::Exit => {
+                let place = self.look(|task| task.place);
+                let rip = 1 + (self.task * 16 + place * 2 + usize::from(nested)) as u64;
+                self.cpu(from).exit(Exit::Fault { gfn, write, rip });
+                let found = self.on_vcpu(|vcpu| std::mem::take(&mut vcpu.found));
+                match self.thread.learn(found) {
+                    Found { fault_failed: true, .. } => Some(Access::Failed),
+                    Found { ve: true, .. } => self.exception(from, Raised { gfn, hardware: false }),
+                    _ => None,
                 }
             }
         }
     }
 
+    /// The CPU delivers its #VE, or the host does after it brought the kernel's stack.
+    fn is_delivered(&self, from: From) -> bool {
+        let detour = self.thread.world.with(|state| {
+            let more = state.budget.detours > 0;
+            state.budget.detours -= u8::from(more);
+            more
+        });
+        if detour {
+            self.on_vcpu(|vcpu| vcpu.found.ve = true);
+            self.cpu(from).exit(Exit::Delivery);
+            return self.on_vcpu(|vcpu| std::mem::take(&mut vcpu.found.ve));
+        }
+        true
+    }
+
     /// Vector 20: the entry code around the engine's handler.
-    fn virtualization_exception(&self, gfn: usize, from: From) -> Access {
-        self.thread.note(|| format!("#VE for gfn {gfn}"));
+    fn exception(&self, from: From, raised: Raised) -> Option<Access> {
         let ring = 1 << self.vcpu();
-        let before = self.look(|task| {
+        let nested = self.look(|task| task.in_ve);
+        let (killable, may_park) = self.look(|task| {
             task.irqs = false;
             task.rings |= ring;
-            task.killable
+            let may_park = !nested && !matches!(from, From::Atomic(_));
+            (task.killable, std::mem::replace(&mut task.may_park, may_park))
         });
-        let outer = self.look(|task| task.may_park);
         let mode = if from == From::User { CpuMode::User } else { CpuMode::Kernel };
-        let nested = self.look(|task| task.in_ve);
-        self.look(|task| task.may_park = !nested && !matches!(from, From::Atomic(_)));
-        let verdict = handle_ve(&self.cpu(from), mode);
+        let verdict = self.cpu(from).exception(mode, raised);
         self.look(|task| {
-            task.may_park = outer;
+            task.may_park = may_park;
             task.rings &= !if nested { 0 } else { ring };
-            task.killable = before;
-            task.irqs = true;
+            task.killable = killable;
+            task.irqs = from.irqs();
         });
-        self.thread.note(|| format!("#VE is over: {verdict:?}"));
         match verdict {
-            Verdict::Retry => Access::Done,
-            Verdict::Spurious => {
-                self.thread.world.violate("a #VE without a fault");
-                Access::Done
-            }
+            Verdict::Retry | Verdict::Spurious => None,
             Verdict::Killed => {
                 if !self.look(|task| task.fatal) || from != From::User {
                     self.thread.world.violate("killed without a fatal signal");
                 }
-                Access::Killed
+                Some(Access::Killed)
             }
-            Verdict::Fail { cause, gpa, .. } => {
-                if gpa != (gfn as u64) << 12 || cause == 0 {
-                    self.thread.world.violate(format!("FAIL {cause} of {gpa:#x} for gfn {gfn}"));
-                }
-                Access::Failed
-            }
-        }
-    }
-
-    /// As hardware mode's handler will: takes a slot, says SUBMIT, goes on as for an injected one.
-    fn submit(&self, gfn: usize) -> Access {
-        self.thread.step();
-        self.look(|task| task.irqs = false);
-        let cpu = self.cpu(From::User);
-        let ring = &cpu.ring;
-        let mut verdict = Access::Done;
-        if let Some(slot) = SlotIndex::lowest(!ring.bits(Bitmap::Active) & VE_APF_SLOT_MASK) {
-            ring.set_bits(Bitmap::Active, slot.bit());
-            let fault = FaultInfo { reason: 48, gpa: (gfn as u64) << 12, ..FaultInfo::default() };
-            ring.set_fault(slot, fault);
-            let free = ring.word(slot);
-            let word = SlotWord::new(free.generation().next(), SlotState::CAN_CONTINUE);
-            if ring.swap_word(slot, free, word).is_err() {
-                self.thread.world.violate("a free slot changed");
-            }
-            let answer = cpu.submit(slot);
-            self.thread.note(|| format!("SUBMIT answered {answer}"));
-            if answer != 1 {
-                self.thread.world.reach(Reach::AtOnce);
-            }
-            ring.set_injected(injected_value(slot));
-            verdict = self.virtualization_exception(gfn, From::User);
-        }
-        self.look(|task| task.irqs = true);
-        match verdict {
-            Access::Done => self.touch(gfn, false, From::User, false),
-            ended => ended,
+            Verdict::Fail { .. } => Some(Access::Failed),
         }
     }
 }
 
-impl VcpuModel {
-    /// Leaves the guest.
-    pub fn exit(&mut self, exit: Exit) {
-        self.exit = exit;
-        self.mode = Mode::Host;
-        // An IPI that is on its way finds the vCPU out of the guest; the request stays.
-        (self.announced, self.ipi) = (false, false);
-    }
+/// EN = on, and what it does not bring back.
+fn enable(cpu: &Cpu<'_>) {
+    before_enable(cpu);
+    cpu.exit(Exit::Enable);
+    cpu.hardware_on();
 }

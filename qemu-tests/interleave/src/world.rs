@@ -1,19 +1,12 @@
 //! The state of the machine: everything an interleaving can change, plus what the checks remember.
 
 use crate::fiber::Next;
-use crate::hash;
+use crate::hash::Owned;
 use crate::scenario::{Budget, Reach, Scenario};
+use crate::vcpu::VcpuModel;
 use std::cell::{Cell, RefCell};
-use std::hash::{Hash, Hasher};
-use ve_apf_abi::access::FaultInfo;
-use ve_apf_abi::word::SlotWord;
-use ve_apf_guest::waiters::Waiters;
 use ve_apf_host::platform::{Page, Resolution};
-use ve_apf_host::vcpu::VcpuState;
 use ve_apf_host::works::{WorkId, Works};
-
-/// Slots of a ring that a scenario may leave free; all others are in use from the start.
-pub const SLOTS: usize = 2;
 
 /// The VM's table, as small as the scenarios allow.
 pub type VmWorks = Works<4, 6, 2>;
@@ -29,156 +22,6 @@ pub enum Frame {
     Missing,
     /// It can never come.
     Gone,
-}
-
-/// A value that a thread owns while it uses it; then its hash is the old one, and what the thread
-/// did with it follows from the thread's history.
-#[derive(Clone, Debug)]
-pub struct Owned<T> {
-    value: Option<T>,
-    /// Of the value when it was last here.
-    pub hash: u64,
-}
-
-impl<T: Hash> Owned<T> {
-    /// Puts a value there.
-    pub fn new(value: T) -> Self {
-        Self { hash: hash::of(&value), value: Some(value) }
-    }
-
-    /// Takes it away.
-    pub fn take(&mut self) -> T {
-        self.value.take().expect("one owner at a time")
-    }
-
-    /// Looks at it.
-    pub fn get(&self) -> Option<&T> {
-        self.value.as_ref()
-    }
-}
-
-impl<T> Hash for Owned<T> {
-    fn hash<H: Hasher>(&self, hasher: &mut H) {
-        hasher.write_u64(self.hash);
-    }
-}
-
-/// One slot.
-#[derive(Clone, Copy, Debug, Hash)]
-pub struct SlotModel {
-    /// State word.
-    pub word: SlotWord,
-    /// Description of the fault.
-    pub fault: FaultInfo,
-    /// Failure cause.
-    pub cause: u16,
-    /// For the checks: the last use that the host completed.
-    pub completed_use: Option<u32>,
-    /// For the checks: the use whose work is known to have failed.
-    pub known_failed: Option<u32>,
-}
-
-/// One ring, and the guest's private array beside it.
-#[derive(Clone, Debug, Hash)]
-pub struct RingModel {
-    /// `active`, without the slots that are never free.
-    pub active: u64,
-    /// `submitted`
-    pub submitted: u64,
-    /// `completed`
-    pub completed: u64,
-    /// `injected`
-    pub injected: u32,
-    /// `host_flags`
-    pub host_flags: u32,
-    /// `epoch`
-    pub epoch: u32,
-    /// The slots.
-    pub slots: [SlotModel; SLOTS],
-    /// Guest-private.
-    pub waiters: Owned<Waiters>,
-    /// The raw lock of `waiters` is taken.
-    pub locked: bool,
-}
-
-/// Why a vCPU left the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Exit {
-    /// An IPI, or the VMM's pause.
-    Kick,
-    /// A page was not mapped.
-    Fault {
-        /// Frame number.
-        gfn: usize,
-        /// Write access.
-        write: bool,
-        /// Where.
-        rip: u64,
-    },
-    /// Hypercall SUBMIT.
-    Submit(u64),
-    /// Hypercall STATUS.
-    Status(u64, u64),
-    /// EN = 0.
-    Disable,
-    /// EN = on.
-    Enable,
-    /// The LAPIC is software-disabled, or enabled.
-    Lapic(bool),
-}
-
-/// Where a vCPU is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// Guest code.
-    Guest,
-    /// Host code runs, or is about to.
-    Host,
-    /// Halted in the host until somebody kicks it.
-    Halted,
-    /// Resolves a page itself, at leisure.
-    Resolving(usize),
-}
-
-/// One vCPU with its LAPIC, and the host's state of it.
-#[derive(Clone, Debug, Hash)]
-pub struct VcpuModel {
-    /// Its ring.
-    pub ring: RingModel,
-    /// Guest or host.
-    pub mode: Mode,
-    /// Why it left the guest, until host code starts.
-    pub exit: Exit,
-    /// RAX of the last hypercall; `None`: execute it again.
-    pub rax: Option<i64>,
-    /// A page could not be resolved: the VMM was told.
-    pub fault_failed: bool,
-    /// Guest mode was announced: a kick sends an IPI.
-    pub announced: bool,
-    /// Somebody asked it to look at its mailbox.
-    pub request: bool,
-    /// An IPI is on its way.
-    pub ipi: bool,
-    /// #VE will be delivered at entry.
-    pub ve: bool,
-    /// The completion vector is pending in the LAPIC.
-    pub irr: bool,
-    /// The LAPIC is enabled.
-    pub lapic: bool,
-    /// EN is on.
-    pub enabled: bool,
-    /// A VMM wrote EN: sweep before the next entry.
-    pub sweep: bool,
-    /// A sweep runs: it completes slots without their pages.
-    pub sweeping: bool,
-    /// The running task; `None`: idle.
-    pub current: Option<usize>,
-    /// The completion interrupt's handler runs, above the task.
-    pub in_irq: bool,
-    /// Its handler waits for the lock of this ring.
-    pub irq_lock: Option<usize>,
-    /// The host's state.
-    pub host: Owned<VcpuState>,
 }
 
 /// How a task is.
@@ -229,6 +72,16 @@ pub struct TaskModel {
     pub may_park: bool,
 }
 
+impl TaskModel {
+    /// Makes it run, if it sleeps or is about to.
+    pub fn wake(&mut self) {
+        self.awake = true;
+        if self.status == Status::Parked {
+            self.status = Status::Runnable;
+        }
+    }
+}
+
 /// A thread that resolves a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Worker {
@@ -263,6 +116,8 @@ pub struct State {
     pub disturbed: bool,
     /// A pending event was dropped.
     pub event_lost: bool,
+    /// The ranges are declared. The host loses them in a restore.
+    pub declared: bool,
 }
 
 /// The state, and what is not part of it.
@@ -354,4 +209,9 @@ impl World {
     pub fn trace(&self) -> Vec<String> {
         self.trace.borrow().clone().unwrap_or_default()
     }
+}
+
+/// A task's name.
+pub fn name(task: usize) -> char {
+    char::from(b'A' + (task % 26) as u8)
 }

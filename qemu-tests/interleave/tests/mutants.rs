@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 const COPIED: [&str; 4] = ["abi", "guest", "host-kvm-patch", "qemu-tests/interleave"];
 
@@ -99,6 +100,7 @@ fn explore(scratch: &Path, scenario: &str) -> Result<String, String> {
 }
 
 fn check(scratch: &Path, path: &Path) -> Result<String, String> {
+    let started = Instant::now();
     let mutant = read_mutant(path)?;
     for (file, text) in &mutant.files {
         replace(&scratch.join(file), text);
@@ -113,7 +115,9 @@ fn check(scratch: &Path, path: &Path) -> Result<String, String> {
             Err(format!("{} was not explored: {line}", mutant.scenario))
         }
         Some(line) if line.starts_with("violation: ") => {
-            Ok(format!("{:<42} {:<24} {line}", mutant.name, mutant.scenario))
+            let Mutant { name, scenario, .. } = mutant;
+            let seconds = started.elapsed().as_secs_f64();
+            Ok(format!("{name:<42} {scenario:<24} {seconds:4.1} s  {line}"))
         }
         Some(line) => Err(format!("survives: {line}")),
         None => Err(format!("there is no scenario {:?}", mutant.scenario)),

@@ -74,10 +74,53 @@ scenarios! {
     no_thread: "no-thread",
     lapic: "lapic",
     rescue_finds_nothing: "rescue-finds-nothing",
-    submit: "submit",
-    submit_at_once: "submit-at-once",
-    submit_fail: "submit-fail",
-    submit_no_thread: "submit-no-thread",
+    hw_park_same_vcpu: "hw-park-same-vcpu",
+    hw_park_two_vcpus: "hw-park-two-vcpus",
+    hw_park_twice: "hw-park-twice",
+    hw_one_page_two_vcpus: "hw-one-page-two-vcpus",
+    hw_mixed: "hw-mixed",
+    hw_reclaim: "hw-reclaim",
+    hw_no_progress: "hw-no-progress",
+    hw_no_slot: "hw-no-slot",
+    hw_no_slot_at_all: "hw-no-slot-at-all",
+    hw_no_thread: "hw-no-thread",
+    hw_suspend: "hw-suspend",
+    hw_interrupts_off: "hw-interrupts-off",
+    hw_nested: "hw-nested",
+    hw_nmi: "hw-nmi",
+    hw_nmi_undeclared: "hw-nmi-undeclared",
+    hw_nmi_injected: "hw-nmi-injected",
+    hw_nmi_mixed: "hw-nmi-mixed",
+    hw_nmi_same_page: "hw-nmi-same-page",
+    hw_nmi_suspended: "hw-nmi-suspended",
+    hw_nmi_no_slot: "hw-nmi-no-slot",
+    hw_nmi_twice: "hw-nmi-twice",
+    hw_nmi_moved: "hw-nmi-moved",
+    hw_nmi_moved_one_slot: "hw-nmi-moved-one-slot",
+    hw_nmi_kill: "hw-nmi-kill",
+    hw_nmi_fail: "hw-nmi-fail",
+    hw_nmi_nested: "hw-nmi-nested",
+    hw_kill: "hw-kill",
+    hw_kill_one_slot: "hw-kill-one-slot",
+    hw_fail: "hw-fail",
+    hw_deadline: "hw-deadline",
+    hw_disable_enable: "hw-disable-enable",
+    hw_disable_enable_kill: "hw-disable-enable-kill",
+    hw_disable_enable_nmi: "hw-disable-enable-nmi",
+    hw_disable_after_restore: "hw-disable-after-restore",
+    hw_rescue_finds_nothing: "hw-rescue-finds-nothing",
+    hw_lapic: "hw-lapic",
+    hw_restore: "hw-restore",
+    hw_restore_moved: "hw-restore-moved",
+    hw_restore_loses_pages: "hw-restore-loses-pages",
+    hw_restore_delivery: "hw-restore-delivery",
+    hw_restore_loses_delivery: "hw-restore-loses-delivery",
+    hw_restore_suspended: "hw-restore-suspended",
+    hw_restore_twice: "hw-restore-twice",
+    hw_restore_mixed: "hw-restore-mixed",
+    hw_restore_kill: "hw-restore-kill",
+    hw_restore_fail: "hw-restore-fail",
+    hw_restore_nmi: "hw-restore-nmi",
 }
 
 /// Rule 14: the kick that comes between the last look at the mailbox and the announcement.
@@ -87,6 +130,20 @@ fn without_a_second_look_a_wakeup_is_lost() {
     let violation = explore(&broken).expect_err("the lost wake-up must be found");
     assert!(violation.what.contains("is stuck"), "{violation}");
     assert!(violation.trace.len() > 10, "a trace tells how: {violation}");
+}
+
+/// Where the kernel around the state machine knows less than the CPU.
+#[test]
+fn hardware_mode_is_expected_while_it_is_on() {
+    for (broken, name, what) in [
+        (Broken::ForgetsTooEarly, "hw-disable-enable-nmi", "a #VE without a fault"),
+        (Broken::ExpectsTooLate, "hw-disable-enable-nmi", "a #VE without a fault"),
+        (Broken::KeepsBusy, "hw-restore-loses-delivery", "takes up"),
+    ] {
+        let violation = explore(&Scenario { broken: Some(broken), ..scenario(name) });
+        let violation = violation.expect_err("a wrong order must be found");
+        assert!(violation.what.contains(what), "{broken:?}: {violation}");
+    }
 }
 
 /// The reduction leaves orders out, but no end.
@@ -102,7 +159,13 @@ fn reduction_hides_no_end() {
         "disable",
         "restore-moved",
         "restore-lapic",
-        "submit-at-once",
+        "hw-park-same-vcpu",
+        "hw-kill-one-slot",
+        "hw-nmi-injected",
+        "hw-nmi-moved",
+        "hw-nmi-nested",
+        "hw-disable-enable-nmi",
+        "hw-restore-nmi",
     ];
     for name in names {
         let all = explore(&Scenario { reduced: false, ..scenario(name) });

@@ -1,0 +1,190 @@
+//! One vCPU: its ring and VE info area, what it runs, and the host's state of it.
+
+use crate::hash::Owned;
+use ve_apf_abi::access::FaultInfo;
+use ve_apf_abi::ring::SlotIndex;
+use ve_apf_abi::word::SlotWord;
+use ve_apf_guest::waiters::Waiters;
+use ve_apf_host::vcpu::VcpuState;
+
+/// Slots of a ring that a scenario may leave free; all others are in use from the start.
+pub const SLOTS: usize = 2;
+
+/// One slot.
+#[derive(Clone, Copy, Debug, Hash)]
+pub struct SlotModel {
+    /// State word.
+    pub word: SlotWord,
+    /// Description of the fault.
+    pub fault: FaultInfo,
+    /// Failure cause.
+    pub cause: u16,
+    /// For the checks: the last use that the host completed.
+    pub completed_use: Option<u32>,
+    /// For the checks: the use whose work is known to have failed.
+    pub known_failed: Option<u32>,
+}
+
+/// One ring, and the guest's private array beside it.
+#[derive(Clone, Debug, Hash)]
+pub struct RingModel {
+    /// `active`, without the slots that are never free.
+    pub active: u64,
+    /// `submitted`
+    pub submitted: u64,
+    /// `completed`
+    pub completed: u64,
+    /// `injected`
+    pub injected: u32,
+    /// `host_flags`
+    pub host_flags: u32,
+    /// `epoch`
+    pub epoch: u32,
+    /// The slots.
+    pub slots: [SlotModel; SLOTS],
+    /// Guest-private.
+    pub waiters: Owned<Waiters>,
+    /// The raw lock of `waiters` is taken.
+    pub locked: bool,
+}
+
+/// The VE info area of a vCPU.
+#[derive(Clone, Copy, Debug, Default, Hash)]
+pub struct InfoModel {
+    /// The busy word.
+    pub busy: u32,
+    /// What the CPU wrote; nothing while not busy.
+    pub fault: FaultInfo,
+    /// For the checks: the slot and use that the fault was published in.
+    pub slot: Option<(SlotIndex, u32)>,
+    /// For the checks: a hypercall that tells the host of the fault returned.
+    pub told: bool,
+    /// For the checks: a restore dropped the #VE before its handler began.
+    pub lost: bool,
+}
+
+/// What guest code finds when it goes on after an exit.
+#[derive(Clone, Copy, Debug, Default, Hash)]
+pub struct Found {
+    /// RAX of the last hypercall; `None`: execute it again.
+    pub rax: Option<i64>,
+    /// A page could not be resolved: the VMM was told.
+    pub fault_failed: bool,
+    /// #VE was injected.
+    pub ve: bool,
+}
+
+/// Why a vCPU left the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Exit {
+    /// An IPI, or the VMM's pause.
+    Kick,
+    /// A page was not mapped.
+    Fault {
+        /// Frame number.
+        gfn: usize,
+        /// Write access.
+        write: bool,
+        /// Where.
+        rip: u64,
+    },
+    /// The delivery of a #VE met a page that was not mapped: it goes on at the next entry.
+    Delivery,
+    /// Hypercall SUBMIT.
+    Submit(u64),
+    /// Hypercall SUSPEND, of an address and a qualification.
+    Suspend(u64, u64),
+    /// Hypercall STATUS.
+    Status(u64, u64),
+    /// VEINFO is switched on.
+    VeInfo,
+    /// Hypercall RANGE: declares what the scenario says.
+    Range,
+    /// EN = 0.
+    Disable,
+    /// EN = on.
+    Enable,
+    /// The LAPIC is software-disabled, or enabled.
+    Lapic(bool),
+}
+
+/// Where a vCPU is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Guest code.
+    Guest,
+    /// Host code runs, or is about to.
+    Host,
+    /// Halted in the host until somebody kicks it.
+    Halted,
+    /// Resolves a page itself, at leisure.
+    Resolving(usize),
+}
+
+/// One vCPU with its LAPIC, and the host's state of it.
+#[derive(Clone, Debug, Hash)]
+pub struct VcpuModel {
+    /// Its ring.
+    pub ring: RingModel,
+    /// Guest or host.
+    pub mode: Mode,
+    /// Why it left the guest, until host code starts.
+    pub exit: Exit,
+    /// For the code that exited. A `ve` here is delivered at entry.
+    pub found: Found,
+    /// Guest mode was announced: a kick sends an IPI.
+    pub announced: bool,
+    /// Somebody asked it to look at its mailbox.
+    pub request: bool,
+    /// An IPI is on its way.
+    pub ipi: bool,
+    /// The completion vector is pending in the LAPIC.
+    pub irr: bool,
+    /// The LAPIC is enabled.
+    pub lapic: bool,
+    /// EN is on.
+    pub enabled: bool,
+    /// A VMM wrote EN: sweep before the next entry.
+    pub sweep: bool,
+    /// A sweep runs: it completes slots without their pages.
+    pub sweeping: bool,
+    /// The running task; `None`: idle.
+    pub current: Option<usize>,
+    /// The completion interrupt's handler runs, above the task.
+    pub in_irq: bool,
+    /// Its handler waits for the lock of this ring.
+    pub irq_lock: Option<usize>,
+    /// The host's state.
+    pub host: Owned<VcpuState>,
+    /// Its VE info area.
+    pub info: InfoModel,
+    /// VEINFO is on. The host loses it in a restore.
+    pub veinfo: bool,
+    /// The guest expects hardware mode.
+    pub expects: bool,
+    /// An NMI waits for the vCPU to enter the guest.
+    pub nmi: bool,
+    /// The NMI's handler runs, above all else.
+    pub in_nmi: bool,
+    /// What the code below the NMI will find.
+    pub below: Found,
+    /// In-#VE flag of the idle task.
+    pub idle_in_ve: bool,
+}
+
+impl VcpuModel {
+    /// Leaves the guest.
+    pub fn exit(&mut self, exit: Exit) {
+        self.exit = exit;
+        self.mode = Mode::Host;
+        // An IPI that is on its way finds the vCPU out of the guest; the request stays.
+        (self.announced, self.ipi) = (false, false);
+    }
+
+    /// The guest enters its NMI handler. What the code below was to find, it finds afterwards; a
+    /// #VE is delivered, but its handler has not begun.
+    pub fn begin_nmi(&mut self) {
+        self.in_nmi = true;
+        self.below = std::mem::take(&mut self.found);
+    }
+}
