@@ -6,7 +6,7 @@
 //! * [`tables`]: GDT, TSS and IDT of each CPU, every one on a page of its own.
 //! * [`trap`]: from an IDT entry to a handler in Rust and back.
 //! * [`sched`]: a cooperative scheduler; a parked task is one that is not ready.
-//! * [`platform`]: [`ve_apf_guest::platform::Platform`], on all of that.
+//! * [`platform`]: the state machine's `Platform`, on all of that.
 //! * [`sys`]: hypercall, MSRs that may be refused, memory that may never come.
 //! * [`lapic`]: x2APIC, and the end of an interrupt without an exit.
 //! * [`counters`]: what happened.

@@ -41,10 +41,21 @@ global_asm!(
     "ve_metal_load_fixup:",
     "mov eax, 1",
     "ret",
+    ".global ve_metal_raise, ve_metal_raise_at, ve_metal_raise_fixup",
+    "ve_metal_raise:",
+    "int 20",
+    "ve_metal_raise_at: xor eax, eax",
+    "ret",
+    "ve_metal_raise_fixup:",
+    "mov eax, 1",
+    "ret",
     ".popsection",
 );
 
 unsafe extern "C" {
+    fn ve_metal_raise() -> u32;
+    static ve_metal_raise_at: u8;
+    static ve_metal_raise_fixup: u8;
     fn ve_metal_wrmsr(msr: u32, value: u64) -> u32;
     fn ve_metal_rdmsr(msr: u32, value: *mut u64) -> u32;
     fn ve_metal_load(from: *const u64, to: *mut u64) -> u32;
@@ -95,12 +106,22 @@ pub unsafe fn load(from: *const u64) -> Result<u64, Refused> {
     if unsafe { ve_metal_load(from, &mut value) } == 0 { Ok(value) } else { Err(Refused) }
 }
 
+/// Enters the #VE handler where no fault is.
+///
+/// # Errors
+/// [`Refused`] where the handler came to believe in a page that can never come.
+pub fn raise() -> Result<(), Refused> {
+    // SAFETY: the vector has a handler, which returns behind the instruction, or at its fixup.
+    if unsafe { ve_metal_raise() } == 0 { Ok(()) } else { Err(Refused) }
+}
+
 /// Where to go on after a refusal at `rip`, if the code there expected one.
 pub(crate) fn fixup(rip: u64) -> Option<u64> {
     let table = [
         (&raw const ve_metal_wrmsr_at, &raw const ve_metal_wrmsr_fixup),
         (&raw const ve_metal_rdmsr_at, &raw const ve_metal_rdmsr_fixup),
         (&raw const ve_metal_load_at, &raw const ve_metal_load_fixup),
+        (&raw const ve_metal_raise_at, &raw const ve_metal_raise_fixup),
     ];
     let found = table.into_iter().find(|(at, _)| at.addr() as u64 == rip);
     found.map(|(_, fixup)| fixup.addr() as u64)

@@ -99,14 +99,10 @@ pub(crate) unsafe fn load(
     let tables = &cpu.tables;
     let top = |stack: &Page<[u8; IST_STACK]>| VirtAddr::new(stack.address() + IST_STACK as u64);
     // SAFETY: the caller promises that this CPU's tables are not in use yet, and nobody else's business.
-    let (gdt, tss, idt) = unsafe {
-        (&mut *tables.gdt.get(), &mut *tables.tss.get(), &mut *tables.idt.get())
-    };
-    for (stack, index) in [(&tables.fault_stack, FAULT_INDEX), (&tables.own_stack, OWN_INDEX)] {
-        if let Some(entry) = tss.interrupt_stack_table.get_mut(usize::from(index)) {
-            *entry = top(stack);
-        }
-    }
+    let (gdt, tss, idt) =
+        unsafe { (&mut *tables.gdt.get(), &mut *tables.tss.get(), &mut *tables.idt.get()) };
+    tss.interrupt_stack_table[usize::from(FAULT_INDEX)] = top(&tables.fault_stack);
+    tss.interrupt_stack_table[usize::from(OWN_INDEX)] = top(&tables.own_stack);
     let code = gdt.append(Descriptor::kernel_code_segment());
     let data = gdt.append(Descriptor::kernel_data_segment());
     for other in cpus {
@@ -131,16 +127,34 @@ pub(crate) unsafe fn load(
     unsafe { idt.load_unsafe() };
 }
 
+/// Makes `address` the entry of #VE on this CPU; the entry until now.
+///
+/// # Safety
+/// `address` goes on at the entry that this returns, with all registers as they were.
+pub unsafe fn redirect_ve(cpu: &Cpu, address: u64) -> u64 {
+    // SAFETY: the running CPU's table; it reads it by itself, but only a #VE would read this entry, and there is none here.
+    let idt = unsafe { &mut *cpu.tables.idt.get() };
+    let before = idt.virtualization.handler_addr().as_u64();
+    // SAFETY: passed on to the caller.
+    unsafe { set(idt, 20, VirtAddr::new(address), Stack::Interrupted) };
+    before
+}
+
 /// # Safety
 /// `address` is an entry for `vector` that never returns but by `IRETQ`.
 unsafe fn set(idt: &mut InterruptDescriptorTable, vector: u8, address: VirtAddr, stack: Stack) {
+    let stack = match (vector, stack) {
+        (8, _) => Some(FAULT_INDEX),
+        (_, Stack::Own) => Some(OWN_INDEX),
+        (_, Stack::Interrupted) => None,
+    };
     macro_rules! entry {
         ($gate:expr) => {{
             // SAFETY: as promised by the caller.
             let options = unsafe { $gate.set_handler_addr(address) };
-            if stack == Stack::Own {
-                // SAFETY: `load` puts that stack into the TSS; its users do not nest.
-                unsafe { options.set_stack_index(OWN_INDEX) };
+            if let Some(index) = stack {
+                // SAFETY: `load` puts that stack into the TSS; what runs on it does not nest.
+                unsafe { options.set_stack_index(index) };
             }
         }};
     }
@@ -149,11 +163,7 @@ unsafe fn set(idt: &mut InterruptDescriptorTable, vector: u8, address: VirtAddr,
         2 => entry!(idt.non_maskable_interrupt),
         3 => entry!(idt.breakpoint),
         6 => entry!(idt.invalid_opcode),
-        8 => {
-            entry!(idt.double_fault);
-            // SAFETY: as above; a double fault is the end, so nothing nests.
-            unsafe { idt.double_fault.set_handler_addr(address).set_stack_index(FAULT_INDEX) };
-        }
+        8 => entry!(idt.double_fault),
         10 => entry!(idt.invalid_tss),
         11 => entry!(idt.segment_not_present),
         12 => entry!(idt.stack_segment_fault),

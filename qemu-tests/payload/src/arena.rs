@@ -23,6 +23,16 @@ impl Arena {
         Arena::declare(device, Pages::anonymous(count).context("cannot map the arena")?)
     }
 
+    /// Anonymous memory in huge pages: blocks of 512 frames, each aligned to 512.
+    pub fn huge(device: &Device, count: usize) -> Result<Arena> {
+        let arena = Arena::declare(device, Pages::huge(count).context("cannot map the arena")?)?;
+        let block = |frames: &[u64]| {
+            frames[0].is_multiple_of(512) && frames.windows(2).all(|two| two[0] + 1 == two[1])
+        };
+        anyhow::ensure!(arena.frames.chunks(512).all(block), "the guest has no huge pages");
+        Ok(arena)
+    }
+
     /// A new file's page cache. `/tmp` is tmpfs: nothing but the page cache holds the data.
     pub fn page_cache(device: &Device, path: &str, count: usize) -> Result<(Arena, File)> {
         let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;

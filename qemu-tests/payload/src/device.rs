@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use ve_apf_testdev::{
-    CommandPage, DATA_SIZE, Op, PAGE_SIZE, PORT, PolicyArgs, Run, VERSION, push_run,
+    CommandPage, DATA_SIZE, Mmu, Nmi, Op, PAGE_SIZE, PORT, PolicyArgs, Run, VERSION, push_run,
 };
 
 use crate::sys::{self, Pages};
@@ -67,6 +67,11 @@ impl Device {
         self.with_frames(Op::Evict, frames, [0, 1, 0, 0])
     }
 
+    /// These pages can never come, or can again; what they held then is there.
+    pub fn set_lost(&self, frames: &[u64], lost: bool) -> Result<()> {
+        self.with_frames(Op::Lose, frames, [lost.into(), 0, 0, 0])
+    }
+
     /// Delivers all missing pages now.
     pub fn restore_all(&self) -> Result<u64> {
         Ok(self.call(&mut CommandPage::new(Op::Restore))?[0])
@@ -118,6 +123,45 @@ impl Device {
     pub fn pager_state(&self) -> Result<PagerState> {
         let [pending, missing, ..] = self.call(&mut CommandPage::new(Op::PagerState))?;
         Ok(PagerState { pending, missing })
+    }
+
+    /// Does something to the VM's MMU, see [`Mmu`]; returns the walks before and after it, and what it counted.
+    pub fn mmu(&self, what: Mmu, args: [u64; 2], frames: &[u64]) -> Result<Value> {
+        let words: Vec<u8> =
+            runs(frames).iter().flat_map(|run| run.to_word().to_le_bytes()).collect();
+        let mut page = CommandPage::new(Op::Mmu);
+        if page.set_data(&words) < words.len() {
+            bail!("too many runs for one command");
+        }
+        page.set_args([what as u64, args[0], args[1], 0]);
+        self.call(&mut page).with_context(|| format!("{what:?}"))?;
+        serde_json::from_slice(page.data()).with_context(|| format!("{what:?}"))
+    }
+
+    /// NMIs to vCPU 0, see [`Nmi`], every `period_us`; `counter` is the guest-physical address of the word that counts
+    /// them. Returns how many were sent since the last start.
+    pub fn nmi(&self, what: Nmi, period_us: u64, counter: u64) -> Result<u64> {
+        let mut page = CommandPage::new(Op::Nmi);
+        page.set_args([what as u64, 0, period_us, counter]);
+        Ok(self.call(&mut page)?[0])
+    }
+
+    /// Missing frames that were asked for since the last call, the first 500 of them.
+    pub fn fault_log(&self) -> Result<Vec<u64>> {
+        let mut page = CommandPage::new(Op::FaultLog);
+        self.call(&mut page)?;
+        let words = page.data().chunks_exact(8);
+        Ok(words.map(|word| word.iter().rev().fold(0, |all, b| all << 8 | u64::from(*b))).collect())
+    }
+
+    /// Guest memory in MiB.
+    pub fn memory_mib(&self) -> Result<u64> {
+        Ok(self.call(&mut CommandPage::new(Op::Hello))?[1])
+    }
+
+    /// Frame of the command page.
+    pub fn frame(&self) -> u64 {
+        self.page.lock().unwrap_or_else(PoisonError::into_inner).1.into()
     }
 
     /// Ends the VM.

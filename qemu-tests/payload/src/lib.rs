@@ -7,6 +7,7 @@ pub mod client;
 pub mod compute;
 pub mod device;
 pub mod dmesg;
+pub mod fault_trace;
 pub mod guest_counters;
 pub mod options;
 pub mod plan;

@@ -87,6 +87,31 @@ impl Pages {
         Pages::map(count, libc::MAP_SHARED, file.as_raw_fd())
     }
 
+    /// Anonymous, in huge pages: frames follow each other from one aligned to 2 MiB on.
+    pub fn huge(count: usize) -> io::Result<Pages> {
+        const HUGE: usize = 2 << 20;
+        let (prot, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let len = (count * PAGE).next_multiple_of(HUGE);
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let room = unsafe { libc::mmap(std::ptr::null_mut(), len + HUGE, prot, flags, -1, 0) };
+        if room == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = (room as usize).next_multiple_of(HUGE) as *mut libc::c_void;
+        for advice in [libc::MADV_HUGEPAGE, libc::MADV_POPULATE_WRITE] {
+            // SAFETY: `len` bytes from `start` on are part of the mapping just made.
+            if unsafe { libc::madvise(start, len, advice) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        // SAFETY: as above.
+        if unsafe { libc::mlock(start, len) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Pages { start: start as usize, count })
+    }
+
     fn map(count: usize, flags: libc::c_int, fd: libc::c_int) -> io::Result<Pages> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let len = count * PAGE;

@@ -8,11 +8,13 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod mmu;
 mod page;
 mod pattern;
 mod runs;
 
-pub use page::{CommandPage, Op, Order, PolicyArgs};
+pub use mmu::Mmu;
+pub use page::{CommandPage, Nmi, Op, Order, PolicyArgs};
 pub use pattern::{PAGE_WORDS, pattern_base, pattern_word};
 pub use runs::{MAX_RUN, Run, RunIter, push_run};
 

@@ -31,12 +31,43 @@ pub enum Op {
     PagerState = 11,
     /// args\[0\]: 1 starts recording the vCPU threads' scheduling on the VMM's side, 0 stops and prints it.
     Trace = 12,
+    /// Data: missing frames in the order in which they were asked for since the last such command, one word each (the
+    /// first ones, if they do not fit). Returns args\[0\]: how many.
+    FaultLog = 13,
+    /// NMIs to the vCPU args\[1\], by args\[0\], see [`Nmi`]. Returns args\[0\]: how many were sent since the last start.
+    Nmi = 14,
+    /// args\[0\]: one of [`crate::Mmu`], with its args and data. The VM's MMU is walked before and after, all entries of
+    /// it. Returns JSON in the data area: these walks, `before` and `after`, and what the operation counts.
+    Mmu = 15,
+    /// Data: runs. args\[0\]: 1 these frames can never come (the host has no access to its own mapping), 0 they can.
+    Lose = 16,
+}
+
+/// What [`Op::Nmi`] does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Nmi {
+    /// One now: it is pending when the vCPU that asks enters the guest again.
+    Once = 0,
+    /// From now on one about every args\[2\] microseconds, whatever becomes of them.
+    Storm = 1,
+    /// As [`Nmi::Storm`], but each only when the 64-bit word at guest-physical address args\[3\] counts all before it.
+    Paced = 2,
+    /// No more.
+    Stop = 3,
+}
+
+impl Nmi {
+    /// The one with this number.
+    pub fn from_u64(value: u64) -> Option<Nmi> {
+        [Nmi::Once, Nmi::Storm, Nmi::Paced, Nmi::Stop].into_iter().find(|one| *one as u64 == value)
+    }
 }
 
 impl Op {
     /// The operation with this number.
     pub fn from_u32(value: u32) -> Option<Op> {
-        const ALL: [Op; 12] = [
+        const ALL: [Op; 16] = [
             Op::Hello,
             Op::Declare,
             Op::SetPolicy,
@@ -49,6 +80,10 @@ impl Op {
             Op::Exit,
             Op::PagerState,
             Op::Trace,
+            Op::FaultLog,
+            Op::Nmi,
+            Op::Mmu,
+            Op::Lose,
         ];
         ALL.into_iter().find(|op| *op as u32 == value)
     }
@@ -254,11 +289,11 @@ mod tests {
 
     #[test]
     fn every_op_has_its_number() {
-        for n in 1..=12 {
+        for n in 1..=16 {
             assert_eq!(Op::from_u32(n).map(|op| op as u32), Some(n));
         }
         assert_eq!(Op::from_u32(0), None);
-        assert_eq!(Op::from_u32(13), None);
+        assert_eq!(Op::from_u32(17), None);
     }
 
     #[test]

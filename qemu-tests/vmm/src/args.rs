@@ -8,10 +8,13 @@ pub const USAGE: &str = "\
 usage: ve-apf-vmm --kernel FILE [options]
 
   --kernel FILE         bzImage or vmlinux
+  --bare                FILE is no Linux but an ELF program for the bare machine: every vCPU enters it
   --initrd FILE         initial RAM disk
   --cmdline TEXT        appended to the kernel command line
   --vcpus N             1 to 8 (1)
   --mem-mib N           64 to 3072 (256)
+  --slots N             guest memory is N memslots of one size, 1 to 8 (1)
+  --thp                 guest memory is huge pages where the host has them
   --mode-label TEXT     copied into every record as \"mode\"
   --timeout-s N         give up after N seconds (120)
   --pin                 pin vCPU threads and the pager to different CPUs
@@ -28,6 +31,8 @@ exit: 0, or 10 + the guest's code; 1 set-up failed; 2 usage; 3 KVM internal erro
 pub struct Args {
     /// bzImage or vmlinux.
     pub kernel: PathBuf,
+    /// It is an ELF program for the bare machine: see `bare.rs`.
+    pub bare: bool,
     /// Initial RAM disk.
     pub initrd: Option<PathBuf>,
     /// Appended to the kernel command line.
@@ -36,6 +41,10 @@ pub struct Args {
     pub vcpus: u8,
     /// Guest memory in MiB.
     pub mem_mib: u32,
+    /// Number of memslots that guest memory is made of.
+    pub slots: u32,
+    /// Ask the host for huge pages.
+    pub thp: bool,
     /// Copied into every record.
     pub mode_label: String,
     /// Seconds until the VMM gives up.
@@ -66,10 +75,13 @@ impl Args {
         }
         let args = Args {
             kernel: p.value_from_str("--kernel").map_err(text)?,
+            bare: p.contains("--bare"),
             initrd: p.opt_value_from_str("--initrd").map_err(text)?,
             cmdline: p.opt_value_from_str("--cmdline").map_err(text)?.unwrap_or_default(),
             vcpus: p.opt_value_from_str("--vcpus").map_err(text)?.unwrap_or(1),
             mem_mib: p.opt_value_from_str("--mem-mib").map_err(text)?.unwrap_or(256),
+            slots: p.opt_value_from_str("--slots").map_err(text)?.unwrap_or(1),
+            thp: p.contains("--thp"),
             mode_label: p.opt_value_from_str("--mode-label").map_err(text)?.unwrap_or_default(),
             timeout_s: p.opt_value_from_str("--timeout-s").map_err(text)?.unwrap_or(120),
             pin: p.contains("--pin"),
@@ -92,6 +104,10 @@ impl Args {
         }
         if !(64..=3072).contains(&self.mem_mib) {
             return Err(format!("--mem-mib {}: must be 64 to 3072", self.mem_mib));
+        }
+        // Huge pages lie in one memslot each.
+        if !(1..=8).contains(&self.slots) || !self.mem_mib.is_multiple_of(2 * self.slots) {
+            return Err(format!("--slots {}: must be 1 to 8, of whole 2 MiB", self.slots));
         }
         if self.timeout_s == 0 {
             return Err("--timeout-s 0: must be at least 1".into());
@@ -136,6 +152,8 @@ mod tests {
             &["--kernel", "Cargo.toml", "--vcpus", "x"],
             &["--kernel", "Cargo.toml", "--mem-mib", "1"],
             &["--kernel", "Cargo.toml", "--timeout-s", "0"],
+            &["--kernel", "Cargo.toml", "--slots", "0"],
+            &["--kernel", "Cargo.toml", "--slots", "3"],
             &["--kernel", "Cargo.toml", "--nonsense"],
             &["--kernel", "/nonexistent"],
         ] {

@@ -26,10 +26,10 @@ pub const PML4: u64 = 0x9000;
 pub const STACK: u64 = 0x8ff0;
 const PDPT: u64 = 0xa000;
 const PD: u64 = 0xb000;
-const CMDLINE: u64 = 0x2_0000;
-const CMDLINE_MAX: usize = 4096;
+pub(crate) const CMDLINE: u64 = 0x2_0000;
+pub(crate) const CMDLINE_MAX: usize = 4096;
 const EBDA: u64 = 0x9_fc00;
-const HIMEM: u64 = 0x10_0000;
+pub(crate) const HIMEM: u64 = 0x10_0000;
 const ENTRY_64: u64 = 0x200;
 /// "HdrS".
 const HDRS: u32 = 0x5372_6448;
@@ -123,7 +123,7 @@ fn load_initrd(
     Ok(())
 }
 
-fn write_page_tables(mem: &GuestMemoryMmap) -> Result<()> {
+pub(crate) fn write_page_tables(mem: &GuestMemoryMmap) -> Result<()> {
     const PRESENT_RW: u64 = 3;
     const LARGE: u64 = 0x80;
     mem.write_obj(PDPT | PRESENT_RW, GuestAddress(PML4))?;
@@ -138,7 +138,7 @@ fn write_page_tables(mem: &GuestMemoryMmap) -> Result<()> {
 }
 
 /// Selectors of the boot protocol: 0x10 code, 0x18 data; 0x20 is a TSS, which VMX wants to be there.
-fn write_gdt(mem: &GuestMemoryMmap) -> Result<()> {
+pub(crate) fn write_gdt(mem: &GuestMemoryMmap) -> Result<()> {
     let table: [u64; 5] =
         [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x008f_8b00_0000_ffff];
     for (i, descriptor) in (0u64..).zip(table) {

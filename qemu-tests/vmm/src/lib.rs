@@ -6,12 +6,15 @@
 
 pub mod acpi;
 pub mod args;
+pub mod bare;
 pub mod boot;
 pub mod bus;
 pub mod counters;
 pub mod cpuid;
 pub mod machine;
 pub mod memory;
+pub mod mmu;
+pub mod nmi;
 pub mod pager;
 pub mod report;
 pub mod serial;

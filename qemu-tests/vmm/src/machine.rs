@@ -24,9 +24,8 @@ use crate::pager::Pager;
 use crate::report::Reporter;
 use crate::stats::Stats;
 use crate::testdev::TestDevice;
-use crate::trace::Recorder;
 use crate::vcpu::{End, VcpuThread, set_boot_state};
-use crate::{acpi, boot, cpuid, serial, sys};
+use crate::{acpi, bare, boot, cpuid, serial, sys};
 
 /// How the machine ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,25 +63,28 @@ const TSS: usize = 0xfffb_d000;
 /// Runs a guest to its end.
 pub fn run(args: Args) -> Result<Outcome> {
     let kvm = Kvm::new().context("cannot open /dev/kvm")?;
-    let vm = create_vm(&kvm, &args)?;
-    let ram = Arc::new(Ram::new(args.mem_mib)?);
+    let vm = Arc::new(create_vm(&kvm, &args)?);
+    let ram = Arc::new(Ram::new(args.mem_mib, args.slots, args.thp)?);
     ram.register(&vm)?;
-    let rsdp = acpi::write(&ram.mem, args.vcpus)?;
-    let entry = boot::load(&ram.mem, &args, rsdp)?;
+    let entry = if args.bare {
+        bare::load(&ram.mem, &args)?
+    } else {
+        boot::load(&ram.mem, &args, acpi::write(&ram.mem, args.vcpus)?)?
+    };
 
     let counters = Arc::new(Counters::default());
-    counters.set_vm(Stats::open(&vm).context("KVM_GET_STATS_FD")?);
+    counters.set_vm(Stats::open(&*vm).context("KVM_GET_STATS_FD")?);
     let pager = Arc::new(Pager::new(ram.clone())?);
     let reporter = Reporter::new(&args.mode_label, args.vcpus);
     let irq = EventFd::new(EFD_NONBLOCK)?;
     vm.register_irqfd(&irq, serial::COM1_GSI).context("KVM_IRQFD")?;
     let console = serial::console(irq, args.serial_prefix.clone());
     let device = TestDevice::new(
+        vm.clone(),
         ram.clone(),
         pager.clone(),
         counters.clone(),
         reporter.clone(),
-        Recorder::default(),
         args.mem_mib,
         args.vcpus,
     );
@@ -92,8 +94,11 @@ pub fn run(args: Args) -> Result<Outcome> {
     let mut vcpus = Vec::new();
     for id in 0..args.vcpus {
         let fd = create_vcpu(&kvm, &vm, id, args.vcpus)?;
-        if id == 0 {
+        if id == 0 || args.bare {
             set_boot_state(&fd, entry)?;
+        }
+        if args.bare {
+            bare::set_start(&fd, id, args.vcpus)?;
         }
         counters.add_vcpu(Stats::open(&fd).context("KVM_GET_STATS_FD")?);
         let cpu = args.pin.then(|| vcpu_cpu(id));

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 /// The mapping, and where it is.
 pub struct Ram {
@@ -11,37 +11,58 @@ pub struct Ram {
     pub mem: GuestMemoryMmap,
     base: u64,
     len: u64,
+    slots: u32,
 }
 
+const HUGE: u64 = 2 << 20;
+
 impl Ram {
-    /// Maps `mem_mib` MiB. Small pages only: with huge ones an evicted page would first have to split one, and
-    /// neighbours would come and go together.
-    pub fn new(mem_mib: u32) -> Result<Ram> {
+    /// Maps `mem_mib` MiB, for KVM in `slots` memslots of one size. With `huge`, in huge pages where the host has them.
+    /// Else in small ones only: an evicted page would first have to split one, and neighbours would come and go together.
+    pub fn new(mem_mib: u32, slots: u32, huge: bool) -> Result<Ram> {
         let len = u64::from(mem_mib) << 20;
-        let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), usize::try_from(len)?)])
-            .with_context(|| format!("cannot map {mem_mib} MiB of guest memory"))?;
-        let base = mem
-            .get_host_address(GuestAddress(0))
-            .context("guest memory has no host address")? as u64;
-        let ram = Ram { mem, base, len };
-        ram.advise(0, len, libc::MADV_NOHUGEPAGE)?;
+        let (prot, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+        );
+        // Room to begin where a huge page may.
+        let room = usize::try_from(len + HUGE)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), room, prot, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error())
+                .with_context(|| format!("cannot map {mem_mib} MiB of guest memory"));
+        }
+        let base = (start as u64).next_multiple_of(HUGE);
+        // SAFETY: `base` is aligned and followed by `len` bytes of the mapping just made, which is never unmapped.
+        let region =
+            unsafe { MmapRegion::build_raw(base as *mut u8, usize::try_from(len)?, prot, flags) }?;
+        let region = GuestRegionMmap::new(region, GuestAddress(0)).context("guest memory")?;
+        let mem = GuestMemoryMmap::from_regions(vec![region])?;
+        let ram = Ram { mem, base, len, slots };
+        ram.advise(0, len, if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE })?;
         Ok(ram)
     }
 
-    /// Makes it the VM's slot 0.
+    /// Makes it the VM's, from slot 0 on.
     pub fn register(&self, vm: &VmFd) -> Result<()> {
-        for (slot, region) in self.mem.iter().enumerate() {
-            let entry = kvm_userspace_memory_region {
-                slot: u32::try_from(slot)?,
-                flags: 0,
-                guest_phys_addr: region.start_addr().raw_value(),
-                memory_size: region.len(),
-                userspace_addr: self.base,
-            };
-            // SAFETY: the mapping lives as long as `self`, which the machine keeps until its vCPUs are gone.
+        for entry in self.slots() {
+            // SAFETY: the mapping lives as long as the process.
             unsafe { vm.set_user_memory_region(entry) }.context("KVM refused guest memory")?;
         }
         Ok(())
+    }
+
+    /// The memslots.
+    pub fn slots(&self) -> impl Iterator<Item = kvm_userspace_memory_region> + use<> {
+        let (base, size) = (self.base, self.len / u64::from(self.slots));
+        (0..self.slots).map(move |slot| kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: u64::from(slot) * size,
+            memory_size: size,
+            userspace_addr: base + u64::from(slot) * size,
+        })
     }
 
     /// Host address of a frame, if it is guest memory.
@@ -66,9 +87,31 @@ impl Ram {
         self.advise(gfn * 4096, count * 4096, libc::MADV_DONTNEED)
     }
 
+    /// Takes away this process' own access to `count` frames from `gfn` on, or gives it back: nobody can get such a page.
+    pub fn set_lost(&self, gfn: u64, count: u64, lost: bool) -> Result<()> {
+        let (offset, len) = (gfn * 4096, count * 4096);
+        anyhow::ensure!(offset + len <= self.len, "range outside guest memory");
+        let prot = if lost { libc::PROT_NONE } else { libc::PROT_READ | libc::PROT_WRITE };
+        // SAFETY: the range lies inside our own mapping (checked above); nobody holds references into guest memory, and
+        // vm-memory's copies of lost frames are asked for by nobody.
+        let rc = unsafe {
+            libc::mprotect((self.base + offset) as *mut libc::c_void, usize::try_from(len)?, prot)
+        };
+        if rc == 0 {
+            Ok(())
+        } else {
+            Err(std::io::Error::last_os_error()).context("mprotect of guest memory")
+        }
+    }
+
     /// Makes all of it present, so that nothing is missing that nobody evicted.
     pub fn populate(&self) -> Result<()> {
         self.advise(0, self.len, libc::MADV_POPULATE_WRITE)
+    }
+
+    /// Huge pages in place of `count` frames from `gfn` on.
+    pub fn collapse(&self, gfn: u64, count: u64) -> Result<()> {
+        self.advise(gfn * 4096, count * 4096, libc::MADV_COLLAPSE)
     }
 
     fn advise(&self, offset: u64, len: u64, advice: libc::c_int) -> Result<()> {

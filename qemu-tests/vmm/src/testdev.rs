@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
+use kvm_ioctls::VmFd;
 use serde_json::json;
 use ve_apf_testdev::{CommandPage, Op, PAGE_SIZE, PolicyArgs, Run, RunIter, VERSION};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::counters::{Counters, lock};
 use crate::memory::Ram;
+use crate::mmu::Mmu;
+use crate::nmi::NmiSource;
 use crate::pager::Pager;
 use crate::report::Reporter;
 use crate::sys;
@@ -30,6 +33,8 @@ pub struct TestDevice {
     counters: Arc<Counters>,
     reporter: Reporter,
     recorder: Recorder,
+    nmis: NmiSource,
+    mmu: Mmu,
     mem_mib: u32,
     vcpus: u8,
     declared: Mutex<BTreeSet<u64>>,
@@ -42,16 +47,30 @@ const MAX_TEXT: usize = 16 << 20;
 impl TestDevice {
     /// A device for this machine.
     pub fn new(
+        vm: Arc<VmFd>,
         ram: Arc<Ram>,
         pager: Arc<Pager>,
         counters: Arc<Counters>,
         reporter: Reporter,
-        recorder: Recorder,
         mem_mib: u32,
         vcpus: u8,
     ) -> TestDevice {
-        let (declared, text) = (Mutex::default(), Mutex::default());
-        TestDevice { ram, pager, counters, reporter, recorder, mem_mib, vcpus, declared, text }
+        let nmis = NmiSource::new(vm.clone(), ram.clone());
+        let mmu = Mmu::new(vm, ram.clone(), pager.clone());
+        let (recorder, declared, text) = (Recorder::default(), Mutex::default(), Mutex::default());
+        TestDevice {
+            ram,
+            pager,
+            counters,
+            reporter,
+            recorder,
+            nmis,
+            mmu,
+            mem_mib,
+            vcpus,
+            declared,
+            text,
+        }
     }
 
     /// The scheduling recorder, which the vCPU threads tell their ids.
@@ -131,6 +150,26 @@ impl TestDevice {
                 let record = json!({"where": "l1", "label": page.label(), "lines": lines});
                 self.reporter.print_value("trace", record);
             }
+            Op::FaultLog => {
+                let log = self.pager.take_log();
+                let words: Vec<u8> = log.iter().flat_map(|gfn| gfn.to_le_bytes()).collect();
+                page.set_args([log.len() as u64, 0, 0, 0]);
+                page.set_data(&words);
+            }
+            Op::Mmu => {
+                let runs = self.runs(page)?;
+                self.check_declared(&runs)?;
+                let answer = self.mmu.command(args, &runs).map_err(log_io)?;
+                page.set_data(answer.to_string().as_bytes());
+            }
+            Op::Lose => {
+                let runs = self.runs(page)?;
+                self.check_declared(&runs)?;
+                for run in &runs {
+                    self.ram.set_lost(run.first, run.count, args[0] != 0).map_err(log_io)?;
+                }
+            }
+            Op::Nmi => page.set_args([self.nmis.command(args)?, 0, 0, 0]),
             Op::Exit => {}
         }
         Ok(())

@@ -1,39 +1,47 @@
-//! Booting L1 in QEMU (TCG) and collecting what it reports on the serial console.
+//! Booting L1 and collecting what it reports on the serial console.
 
 use crate::error::{Kind, fail};
+use crate::lane::Lane;
 use crate::proc;
 use crate::record::{self, Line, Record};
 use crate::ui::Stage;
 use anyhow::{Context, Result};
+use machine::Machine;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
+
+pub(crate) mod bochs;
+mod machine;
+mod qemu;
 
 /// How L1's init announces a step.
 const STEP: &str = "l1-init: step ";
 
 /// One boot of L1.
 pub(crate) struct Boot<'a> {
-    /// For messages.
+    /// For messages, and the beginning of its files' names.
     pub(crate) name: &'a str,
+    /// The machine.
+    pub(crate) lane: Lane,
     /// The kernel of L1.
     pub(crate) kernel: &'a Path,
     /// L1's initramfs, with its plan.
     pub(crate) initrd: &'a Path,
+    /// CPUs of L1.
+    pub(crate) cpus: u32,
     /// Memory of L1.
     pub(crate) mem_mib: u32,
-    /// More kernel parameters.
+    /// Kernel parameters.
     pub(crate) cmdline: &'a str,
     /// An empty disk of this size, /dev/vda in L1; 0 for none.
     pub(crate) disk_mib: u32,
     /// The console goes here, with times.
     pub(crate) log: PathBuf,
-    /// For the whole boot.
-    pub(crate) timeout: Duration,
-    /// Steps in the plan, for the bar.
-    pub(crate) steps: usize,
+    /// For each step of the plan: what it may take, in the host's time.
+    pub(crate) limits: Vec<Duration>,
 }
 
 /// How a boot ended.
@@ -56,6 +64,10 @@ pub(crate) struct Section {
     pub(crate) broken: Vec<String>,
     /// Everything, with times.
     pub(crate) lines: Vec<String>,
+    /// When L1 began a step.
+    began: Option<Instant>,
+    /// How long the step took, in the host's time.
+    pub(crate) took: Duration,
 }
 
 /// What a boot said.
@@ -71,68 +83,53 @@ pub(crate) struct Console {
 impl Boot<'_> {
     /// Boots, waits for the end of the plan, and returns everything that was reported.
     pub(crate) fn run(&self) -> Result<Console> {
-        let mut log = create(&self.log)?;
-        let stage = Stage::new(format!("boot: {}", self.name), Some(self.steps.max(1) as u64));
-        let disk = self.disk()?;
-        let mut command = self.command();
-        if let Some(disk) = &disk {
-            command.arg("-drive").arg(format!(
-                "file={},format=raw,if=none,id=disk,cache=unsafe",
-                disk.path().display()
-            ));
-            command.args(["-device", "virtio-blk-pci,drive=disk"]);
-        }
-        writeln!(log, "# {command:?}")
-            .with_context(|| format!("writing {}", self.log.display()))?;
-        let mut qemu = proc::Running::spawn(&mut command)?;
-        let start = Instant::now();
-        let (sender, lines) = mpsc::channel();
-        let stdout = qemu.child().stdout.take().context("QEMU has no stdout")?;
-        let stderr = qemu.child().stderr.take().context("QEMU has no stderr")?;
-        for (prefix, pipe) in
-            [("", Box::new(stdout) as Box<dyn std::io::Read + Send>), ("qemu: ", Box::new(stderr))]
-        {
-            let sender = sender.clone();
-            std::thread::spawn(move || {
-                for line in BufReader::new(pipe).split(b'\n').map_while(std::io::Result::ok) {
-                    let text = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
-                    if sender.send(format!("{prefix}{text}")).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        drop(sender);
+        let mut log = Log::create(&self.log)?;
+        let name = format!("boot: {} ({})", self.name, self.lane.name());
+        let stage = Stage::new(name, Some(self.limits.len().max(1) as u64));
+        let mut machine = Machine::new(self)?;
+        log.line(&format!("# {:?}", machine.command))?;
+        let command = &mut machine.command;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut running = proc::Running::spawn(command)?;
+        let lines = read_lines(&mut running, machine.prefix())?;
 
         let mut console = Console { steps: Vec::new(), tail: Section::default(), end: End::Died };
+        let mut deadline = log.start + self.limit(0);
         loop {
-            let left = self.timeout.saturating_sub(start.elapsed());
-            match lines.recv_timeout(left) {
+            match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
-                    let timed = format!("[{:9.3}] {line}", start.elapsed().as_secs_f64());
-                    writeln!(log, "{timed}")
-                        .with_context(|| format!("writing {}", self.log.display()))?;
+                    let timed = log.timed(&line)?;
+                    let done = console.steps.len();
                     take(&mut console, &line, timed, &stage);
+                    if console.steps.len() > done {
+                        deadline = Instant::now() + self.limit(console.steps.len());
+                    }
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
                     console.end = End::TimedOut;
-                    writeln!(log, "# killed after {} s", self.timeout.as_secs())
-                        .with_context(|| format!("writing {}", self.log.display()))?;
+                    log.timed("# killed: it took too long")?;
                     break;
                 }
             }
         }
         if console.end != End::TimedOut {
-            let status = qemu.wait()?;
-            writeln!(log, "# QEMU: {status}")
-                .with_context(|| format!("writing {}", self.log.display()))?;
-            if !status.success() && console.tail.lines.iter().all(|l| l.contains("] qemu: ")) {
+            let status = running.wait()?;
+            log.line(&format!("# {}: {status}", machine.name()))?;
+            let complaint = machine.complaint(&console.tail.lines);
+            if console.steps.is_empty()
+                && !status.success()
+                && !machine.guest_ran(&console.tail.lines)
+            {
+                let why = complaint.map(|c| format!(" ({c})")).unwrap_or_default();
                 return Err(fail(
                     Kind::Environment,
-                    format!("QEMU ended with {status} before anything ran"),
+                    format!("{} ended with {status} before anything ran{why}", machine.name()),
                     format!("see {}", self.log.display()),
                 ));
+            }
+            if let Some(line) = complaint {
+                console.tail.lines.push(log.timed(&line)?);
             }
         }
         stage.done(match console.end {
@@ -143,57 +140,68 @@ impl Boot<'_> {
         Ok(console)
     }
 
-    /// A sparse file that is gone when this boot is over.
-    fn disk(&self) -> Result<Option<tempfile::NamedTempFile>> {
-        if self.disk_mib == 0 {
-            return Ok(None);
-        }
-        let dir = self.log.parent().unwrap_or(Path::new("."));
+    /// How long it may take to come to the end of step `n`, or, after the last one, to switch off.
+    fn limit(&self, n: usize) -> Duration {
+        let step = self.limits.get(n).copied();
+        let boot = (n == 0 || step.is_none()).then(|| self.lane.boot_limit());
+        step.unwrap_or_default() + boot.unwrap_or_default()
+    }
+}
+
+/// The console's log.
+struct Log {
+    file: std::fs::File,
+    path: PathBuf,
+    start: Instant,
+}
+
+impl Log {
+    fn create(path: &Path) -> Result<Self> {
+        let dir = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         let file =
-            tempfile::Builder::new().prefix("disk-").tempfile_in(dir).context("creating a disk")?;
-        file.as_file().set_len(u64::from(self.disk_mib) << 20).context("creating a disk")?;
-        Ok(Some(file))
+            std::fs::File::create(path).with_context(|| format!("creating {}", path.display()))?;
+        Ok(Self { file, path: path.to_owned(), start: Instant::now() })
     }
 
-    fn command(&self) -> Command {
-        let mut command = Command::new("qemu-system-x86_64");
-        command
-            .args([
-                "-accel",
-                "tcg,thread=multi",
-                "-cpu",
-                "max",
-                "-smp",
-                "2",
-                "-m",
-                &self.mem_mib.to_string(),
-            ])
-            .args([
-                "-nodefaults",
-                "-display",
-                "none",
-                "-monitor",
-                "none",
-                "-serial",
-                "stdio",
-                "-no-reboot",
-            ])
-            .arg("-kernel")
-            .arg(self.kernel)
-            .arg("-initrd")
-            .arg(self.initrd)
-            .args(["-append", &format!("console=ttyS0 panic=-1 quiet {}", self.cmdline)])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
+    fn line(&mut self, line: &str) -> Result<()> {
+        writeln!(self.file, "{line}").with_context(|| format!("writing {}", self.path.display()))
     }
+
+    /// Writes a line with the time; returns it like that.
+    fn timed(&mut self, line: &str) -> Result<String> {
+        let timed = format!("[{:9.3}] {line}", self.start.elapsed().as_secs_f64());
+        self.line(&timed)?;
+        Ok(timed)
+    }
+}
+
+/// Lines of both outputs as they come; those of standard error with a prefix.
+fn read_lines(running: &mut proc::Running, prefix: &'static str) -> Result<mpsc::Receiver<String>> {
+    let (sender, lines) = mpsc::channel();
+    let stdout = running.child().stdout.take().context("the machine has no stdout")?;
+    let stderr = running.child().stderr.take().context("the machine has no stderr")?;
+    for (prefix, pipe) in
+        [("", Box::new(stdout) as Box<dyn std::io::Read + Send>), (prefix, Box::new(stderr))]
+    {
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).split(b'\n').map_while(std::io::Result::ok) {
+                let text = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+                if sender.send(format!("{prefix}{text}")).is_err() {
+                    break;
+                }
+            }
+        });
+    }
+    Ok(lines)
 }
 
 fn take(console: &mut Console, line: &str, timed: String, stage: &Stage) {
     console.tail.lines.push(timed);
     if let Some((_, name)) = line.split_once(STEP) {
         stage.message(name);
+        console.tail.began = Some(Instant::now());
     }
     match record::parse(line) {
         Line::Other => {}
@@ -206,6 +214,8 @@ fn take(console: &mut Console, line: &str, timed: String, stage: &Stage) {
                     "end" => console.end = End::Complete,
                     "step" => {
                         stage.inc();
+                        let tail = &mut console.tail;
+                        tail.took = tail.began.map(|b| b.elapsed()).unwrap_or_default();
                         console.steps.push(std::mem::take(&mut console.tail));
                     }
                     _ => {}
@@ -215,8 +225,26 @@ fn take(console: &mut Console, line: &str, timed: String, stage: &Stage) {
     }
 }
 
-fn create(path: &Path) -> Result<std::fs::File> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-    std::fs::File::create(path).with_context(|| format!("creating {}", path.display()))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn booting_counts_with_the_first_step_and_switching_off_by_itself() {
+        let seconds = Duration::from_secs;
+        let boot = Boot {
+            name: "x",
+            lane: Lane::Svm,
+            kernel: Path::new("k"),
+            initrd: Path::new("i"),
+            cpus: 1,
+            mem_mib: 64,
+            cmdline: "",
+            disk_mib: 0,
+            log: "x.log".into(),
+            limits: vec![seconds(5), seconds(7)],
+        };
+        let limits: Vec<u64> = (0..3).map(|n| boot.limit(n).as_secs()).collect();
+        assert_eq!(limits, [125, 7, 120]);
+    }
 }

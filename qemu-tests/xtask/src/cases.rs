@@ -3,6 +3,7 @@
 use crate::error::{Kind, fail};
 use crate::expect::Expectation;
 use crate::initrd::Step;
+use crate::lane::Lane;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -20,8 +21,10 @@ pub(crate) enum Mode {
     Blocking,
     /// KVM's asynchronous page fault.
     KvmApf,
-    /// Ours.
+    /// Ours, injected by KVM.
     VeApf,
+    /// Ours, raised by the CPU.
+    Hardware,
 }
 
 impl Mode {
@@ -31,7 +34,13 @@ impl Mode {
             Self::Blocking => "blocking",
             Self::KvmApf => "kvm-apf",
             Self::VeApf => "ve-apf",
+            Self::Hardware => "hardware",
         }
+    }
+
+    /// Can a guest on this machine meet missing pages like that?
+    fn is_on(self, lane: Lane) -> bool {
+        self != Self::Hardware || lane == Lane::Vmx
     }
 
     /// Kernel parameters of L2 that make it so.
@@ -39,7 +48,8 @@ impl Mode {
         match self {
             Self::Blocking => "no-ve-apf no-kvmapf",
             Self::KvmApf => "no-ve-apf",
-            Self::VeApf => "",
+            Self::VeApf => "ve-apf=injected",
+            Self::Hardware => "ve-apf=hardware",
         }
     }
 }
@@ -57,32 +67,48 @@ struct File {
 }
 
 /// How L1 is booted for a group of cases.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct BootEntry {
-    /// Memory of L1.
-    pub(crate) mem_mib: u32,
+    /// The machine.
+    pub(crate) lane: Lane,
+    cpus: Option<u32>,
+    mem_mib: Option<u32>,
     /// More kernel parameters of L1.
     pub(crate) cmdline: String,
     /// Size of an empty disk, /dev/vda.
     pub(crate) disk_mib: u32,
 }
 
-impl Default for BootEntry {
-    fn default() -> Self {
-        Self { mem_mib: 3072, cmdline: String::new(), disk_mib: 0 }
+impl BootEntry {
+    /// CPUs of L1.
+    pub(crate) fn cpus(&self) -> u32 {
+        self.cpus.unwrap_or_else(|| self.lane.cpus())
+    }
+
+    /// Memory of L1.
+    pub(crate) fn mem_mib(&self) -> u32 {
+        self.mem_mib.unwrap_or_else(|| self.lane.mem_mib())
+    }
+
+    fn check(&self, name: &str) -> Result<()> {
+        anyhow::ensure!(
+            self.lane == Lane::Svm || self.disk_mib == 0,
+            "boot {name}: no disk_mib on the lane vmx, whose kernel has no driver for it"
+        );
+        Ok(())
     }
 }
 
 /// A case, for one mode.
 #[derive(Debug)]
 pub(crate) struct Case {
-    /// `entry@mode` if the entry has several modes.
+    /// `entry@mode` if the entry has several modes, and `/lane` behind it if it has several boots.
     pub(crate) name: String,
     /// The boot that runs it.
     pub(crate) boot: String,
     /// Which machine.
-    pub(crate) lane: String,
+    pub(crate) lane: Lane,
     /// The guest's way with missing pages.
     pub(crate) mode: Mode,
     /// vCPUs of L2.
@@ -129,23 +155,34 @@ fn parse(text: &str, suite: &str, all: &mut Suite) -> Result<()> {
     if file.suite != suite {
         return Ok(());
     }
-    all.boots.extend(file.boot);
+    for (name, boot) in file.boot {
+        boot.check(&name)?;
+        all.boots.insert(name, boot);
+    }
     for entry in &file.case {
-        for &mode in &entry.modes {
-            let case = entry.case(mode).with_context(|| format!("case {}", entry.name))?;
-            anyhow::ensure!(
-                all.boots.contains_key(&case.boot),
-                "case {}: no [boot.{}]",
-                case.name,
-                case.boot
-            );
-            anyhow::ensure!(
-                all.cases.iter().all(|c| c.name != case.name),
-                "case {} is there twice",
-                case.name
-            );
-            all.cases.push(case);
+        let before = all.cases.len();
+        for name in entry.boot.names() {
+            let boot = all
+                .boots
+                .get(name)
+                .with_context(|| format!("case {}: no [boot.{name}]", entry.name))?;
+            for mode in entry.modes.iter().copied().filter(|m| m.is_on(boot.lane)) {
+                let case = entry
+                    .case(mode, name, boot.lane)
+                    .with_context(|| format!("case {}", entry.name))?;
+                anyhow::ensure!(
+                    all.cases.iter().all(|c| c.name != case.name),
+                    "case {} is there twice",
+                    case.name
+                );
+                all.cases.push(case);
+            }
         }
+        anyhow::ensure!(
+            all.cases.len() > before,
+            "case {}: its boots have none of its modes",
+            entry.name
+        );
     }
     Ok(())
 }
@@ -191,6 +228,23 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_with_several_boots_becomes_a_case_on_each() {
+        let text = format!(
+            "{HEAD}[boot.intel]\nlane = \"vmx\"\n[[case]]\nname = \"a\"\nboot = [\"main\", \"intel\"]\n\
+             modes = [\"ve-apf\", \"hardware\"]\nworkload = \"info\"\ntimeout_s = 6\n"
+        );
+        let suite = read(&text).unwrap();
+        let names: Vec<&str> = suite.cases.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names, ["a@ve-apf/svm", "a@ve-apf/vmx", "a@hardware/vmx"]);
+        let argv = |i: usize| suite.cases[i].step.argv.join(" ");
+        assert!(argv(0).contains("--kernel /bzImage") && !argv(0).contains("movablecore"));
+        assert!(argv(1).contains("--kernel /vmlinux") && argv(1).contains("ve-apf=injected"));
+        assert!(argv(2).contains("ve-apf=hardware movablecore=128M"), "{}", argv(2));
+        let (svm, vmx) = (&suite.boots["main"], &suite.boots["intel"]);
+        assert_eq!((svm.cpus(), svm.mem_mib(), vmx.cpus(), vmx.mem_mib()), (2, 3072, 1, 1024));
+    }
+
+    #[test]
     fn mistakes_in_the_table_are_found() {
         for (case, says) in [
             ("name = \"a\"\nboot = \"none\"\nworkload = \"x\"\ntimeout_s = 6", "no [boot.none]"),
@@ -198,6 +252,10 @@ mod tests {
             (
                 "name = \"a\"\nboot = \"main\"\nworkload = \"x\"\ntimeout_s = 6\nexpect = [\"a\"]",
                 "expected a comparison",
+            ),
+            (
+                "name = \"a\"\nboot = \"main\"\nworkload = \"x\"\ntimeout_s = 6\nmodes = [\"hardware\"]",
+                "none of its modes",
             ),
             (
                 "name = \"a\"\nboot = \"main\"\nworkload = \"x\"\ntimeout_s = 6\ntypo = 1",

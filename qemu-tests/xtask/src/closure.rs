@@ -3,6 +3,7 @@
 use crate::cpio::Archive;
 use crate::error::{Kind, fail};
 use crate::proc;
+use crate::tools::Qemu;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,36 +27,34 @@ const FIRMWARE: &[&str] = &[
     "/usr/share/qemu/pvh.bin",
 ];
 
-/// Adds QEMU, its libraries and its firmware.
+/// Adds QEMU, its libraries and its firmware, all under the names they have where they are installed.
 pub(crate) fn add_qemu(archive: &mut Archive) -> Result<()> {
-    add_program(archive, QEMU)?;
-    for path in FIRMWARE.iter().filter(|p| Path::new(p).exists()) {
-        add(archive, path)?;
+    let missing =
+        || fail(Kind::Environment, format!("{QEMU} is missing"), "run `cargo xtask setup`");
+    let qemu = Qemu::find()?.ok_or_else(missing)?;
+    let program = qemu.locate(QEMU);
+    if !program.exists() {
+        return Err(missing());
     }
-    Ok(())
-}
-
-/// Adds a program and the libraries that ldd names.
-fn add_program(archive: &mut Archive, program: &str) -> Result<()> {
-    if !Path::new(program).exists() {
-        return Err(fail(
-            Kind::Environment,
-            format!("{program} is missing"),
-            "run `cargo xtask setup`",
-        ));
+    add(archive, &qemu, &program)?;
+    let mut ldd = Command::new("ldd");
+    ldd.arg(&program);
+    qemu.set_libraries(&mut ldd);
+    for library in libraries(&proc::stdout_of(&mut ldd)?) {
+        add(archive, &qemu, &library)?;
     }
-    add(archive, program)?;
-    for library in libraries(&proc::stdout_of(Command::new("ldd").arg(program))?) {
-        let library = library.to_str().context("a library with a strange name")?.to_owned();
-        add(archive, &library)?;
+    for path in FIRMWARE.iter().map(|f| qemu.locate(f)).filter(|p| p.exists()) {
+        add(archive, &qemu, &path)?;
     }
     Ok(())
 }
 
 /// The content goes to the name that is asked for, so links need not be followed in the archive.
-fn add(archive: &mut Archive, path: &str) -> Result<()> {
-    let bytes = std::fs::read(path).with_context(|| format!("reading {path}"))?;
-    archive.file(path, 0o755, bytes);
+fn add(archive: &mut Archive, qemu: &Qemu, path: &Path) -> Result<()> {
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let name = qemu.standard_name(path);
+    let name = name.to_str().with_context(|| format!("strange name: {}", path.display()))?;
+    archive.file(name, 0o755, bytes);
     Ok(())
 }
 

@@ -1,24 +1,50 @@
-//! `cargo xtask demo`: the same workload in three modes, a table, and a picture of who ran when.
+//! `cargo xtask demo`: the same workload in every mode, a table, and a picture of who ran when.
 
 use crate::cases::{self, Case};
+use crate::error::{Kind, fail};
 use crate::initrd::Programs;
+use crate::lane::Lane;
 use crate::report::{figures, html, svg, timeline};
 use crate::runner::{self, Lab, Outcome, Status};
 use crate::{kernel, paths, setup};
 use anyhow::{Context, Result};
+use clap::Args;
+use std::path::PathBuf;
 
 /// The case whose traces make the picture.
 const PICTURE: &str = "picture";
 /// The picture shows at most this much.
 const LONGEST_NS: u64 = 400_000_000;
 
+#[derive(Args)]
+pub(crate) struct DemoArgs {
+    /// On which machine
+    #[arg(long, value_name = "LANE", default_value = "svm")]
+    lane: Lane,
+    /// Boot this bzImage instead of building one; it has to be patched and configured like ours
+    #[arg(long, value_name = "BZIMAGE")]
+    kernel: Option<PathBuf>,
+}
+
 /// Runs it; true if every case did what it should.
-pub(crate) fn run() -> Result<bool> {
+pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
     setup::ensure()?;
     let suite = cases::load(&paths::root().join("qemu-tests/cases"), "demo")?;
     let dir = paths::target().join("demo");
-    let lab = Lab { kernel: kernel::ensure()?, programs: Programs::build()?, dir: dir.clone() };
-    let all: Vec<&Case> = suite.cases.iter().collect();
+    let all: Vec<&Case> = suite.cases.iter().filter(|c| c.lane == args.lane).collect();
+    let Some(first) = all.first() else {
+        return Err(fail(
+            Kind::Usage,
+            format!("the demo has no case on the lane {}", args.lane.name()),
+            "see qemu-tests/cases/demo.toml",
+        ));
+    };
+    let cpus = suite.boots.get(&first.boot).map_or(1, cases::BootEntry::cpus);
+    let lab = Lab {
+        kernel: kernel::given_or_built(args.kernel.as_deref())?,
+        programs: Programs::build()?,
+        dir: dir.clone(),
+    };
     let outcomes = runner::run(&lab, &suite, &all)?;
     let find =
         |case: &Case| outcomes.iter().find(|o| o.name == case.name && o.status != Status::Skipped);
@@ -44,11 +70,7 @@ pub(crate) fn run() -> Result<bool> {
         paths::write_atomic(&dir.join("timeline.svg"), svg.as_bytes())?;
     }
     let facts = [
-        (
-            "machine",
-            "QEMU TCG, AMD SVM with nested paging, 2 CPUs; Linux 6.12 as host and as guest"
-                .to_owned(),
-        ),
+        ("machine", args.lane.about(cpus)),
         ("kernel", format!("{} (PREEMPT), configuration qemu-tests/kernel", lab.kernel.key)),
         ("times", "emulated: counts and shares mean something, absolute times do not".to_owned()),
         ("cases", "qemu-tests/cases/demo.toml".to_owned()),
@@ -80,6 +102,7 @@ fn note(mode: &str) -> &'static str {
         "kvm-apf" => {
             "user-mode faults park the task; a fault in kernel mode, or a second task on the same page, halts the vCPU"
         }
+        "hardware" => "the same, and the CPU itself tells the guest: a missing page is no VM exit",
         _ => "the task parks, in user mode and in the kernel; the vCPU goes on with the others",
     }
 }

@@ -3,7 +3,7 @@
 use crate::cpio::Archive;
 use crate::error::{Kind, fail};
 use crate::ui::Stage;
-use crate::{closure, paths, proc};
+use crate::{closure, metal, paths, proc};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -12,11 +12,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+mod vmlinux;
+
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Where L1 finds L2's kernel and initramfs.
 pub(crate) const L2_KERNEL: &str = "/bzImage";
+/// The same kernel, unpacked.
+pub(crate) const L2_VMLINUX: &str = "/vmlinux";
 /// See [`L2_KERNEL`].
 pub(crate) const L2_INITRD: &str = "/l2-initrd";
+/// The bare-metal test kernel.
+pub(crate) const METAL: &str = "/metal";
 /// Where L1 finds the VMM.
 pub(crate) const VMM: &str = "/bin/ve-apf-vmm";
 
@@ -36,6 +42,7 @@ pub(crate) struct Step {
 /// The guest programs, built.
 pub(crate) struct Programs {
     by_name: BTreeMap<String, Vec<u8>>,
+    metal: Vec<u8>,
 }
 
 impl Programs {
@@ -61,6 +68,8 @@ impl Programs {
             .current_dir(paths::root())
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            // Smaller images are loaded faster.
+            .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
         let mut running = proc::Running::spawn(&mut command)?;
@@ -83,7 +92,7 @@ impl Programs {
         }
         let by_name = read_programs(&target_dir.join(TARGET).join("release"))?;
         stage.done(&by_name.keys().map(String::as_str).collect::<Vec<_>>().join(" "));
-        Ok(Self { by_name })
+        Ok(Self { by_name, metal: metal::build()? })
     }
 
     fn get(&self, name: &str) -> Result<Vec<u8>> {
@@ -100,16 +109,28 @@ impl Programs {
         Ok(archive.bytes())
     }
 
-    /// L1's initramfs; `client` adds Debian's QEMU.
+    /// L1's initramfs, with what the plan names; `client` adds Debian's QEMU.
     pub(crate) fn l1(&self, kernel: &Path, plan: &[Step], client: bool) -> Result<Vec<u8>> {
         let mut archive = Archive::new();
         archive.file("init", 0o755, self.get("l1-init")?);
-        for (name, bytes) in self.by_name.iter().filter(|(n, _)| !n.ends_with("-init")) {
-            archive.file(&format!("bin/{name}"), 0o755, bytes.clone());
+        let named = |path: &str| plan.iter().any(|s| s.argv.iter().any(|a| a == path));
+        for (name, bytes) in &self.by_name {
+            let path = format!("/bin/{name}");
+            if named(&path) {
+                archive.file(&path, 0o755, bytes.clone());
+            }
         }
         let image =
             std::fs::read(kernel).with_context(|| format!("reading {}", kernel.display()))?;
-        archive.file(L2_KERNEL, 0o644, image);
+        if named(METAL) {
+            archive.file(METAL, 0o644, self.metal.clone());
+        }
+        if named(L2_VMLINUX) {
+            archive.file(L2_VMLINUX, 0o644, vmlinux::unpack(image.clone())?);
+        }
+        if client || named(L2_KERNEL) {
+            archive.file(L2_KERNEL, 0o644, image);
+        }
         archive.file(L2_INITRD, 0o644, self.l2()?);
         let plan = serde_json::to_vec_pretty(plan).context("writing the plan")?;
         archive.file("plan.json", 0o644, plan);

@@ -1,5 +1,6 @@
 //! The test kernel: one bzImage for host and guest, kept in a cache outside the checkout.
 
+use crate::error::{Kind, fail};
 use crate::install::{Side, Want};
 use crate::ui::Stage;
 use crate::{paths, proc, tree};
@@ -30,6 +31,17 @@ pub(crate) struct Kernel {
 struct Fragment {
     name: String,
     text: String,
+}
+
+/// The image the user gives, or the one for this checkout.
+pub(crate) fn given_or_built(image: Option<&Path>) -> Result<Kernel> {
+    let Some(image) = image else { return ensure() };
+    let bytes = std::fs::read(image).map_err(|e| {
+        fail(Kind::Usage, format!("{} cannot be read ({e})", image.display()), "give a bzImage")
+    })?;
+    let mut key = paths::sha256(&bytes);
+    key.truncate(24);
+    Ok(Kernel { bzimage: image.to_owned(), key })
 }
 
 /// Finds the kernel for this checkout in the cache, or builds it.

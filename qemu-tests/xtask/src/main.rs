@@ -14,6 +14,8 @@ mod host_tests;
 mod initrd;
 mod install;
 mod kernel;
+mod lane;
+mod metal;
 mod paths;
 mod proc;
 mod record;
@@ -22,6 +24,7 @@ mod runner;
 mod series;
 mod setup;
 mod test;
+mod tools;
 mod tree;
 mod ui;
 
@@ -54,7 +57,7 @@ enum Cmd {
     /// Run every test: on the host, and in booted kernels
     Test(test::TestArgs),
     /// Show it: three modes side by side, a table and a picture
-    Demo,
+    Demo(demo::DemoArgs),
 }
 
 #[derive(Args)]
@@ -104,7 +107,7 @@ fn run() -> anyhow::Result<ExitCode> {
             println!("{}", kernel.bzimage.display());
         }
         Cmd::Test(args) => return Ok(verdict(test::run(&args)?)),
-        Cmd::Demo => return Ok(verdict(demo::run()?)),
+        Cmd::Demo(args) => return Ok(verdict(demo::run(&args)?)),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -90,8 +90,13 @@ fn no_program(name: &str, error: &std::io::Error) -> anyhow::Error {
 
 /// Runs to the end, output captured.
 pub(crate) fn output(command: &mut Command) -> Result<Output> {
+    output_with_stdin(command.stdin(std::process::Stdio::null()))
+}
+
+/// The same for a command that has something to read.
+pub(crate) fn output_with_stdin(command: &mut Command) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
-    command.stdin(std::process::Stdio::null()).output().map_err(|e| no_program(&name, &e))
+    command.output().map_err(|e| no_program(&name, &e))
 }
 
 /// Standard output of a command that must succeed.

@@ -1,10 +1,14 @@
 //! What the machine must have, and `apt-get install` for what it lacks.
 
+use crate::boot::bochs;
 use crate::error::{Kind, fail};
 use crate::proc;
+use crate::tools::{self, Qemu};
 use anyhow::Result;
 use std::path::Path;
 use std::process::{Command, Stdio};
+
+mod private;
 
 /// A Debian package, and a file that is there when it is.
 struct Need {
@@ -33,8 +37,14 @@ const NEEDS: &[Need] = &[
     need("linux-source-6.12", crate::kernel::source::TARBALL, "kernel source"),
     need("rustc-web", RUST_SOURCE, "Rust objects in the kernel"),
     need("rust-web-src", RUST_SOURCE, "source of core, for the kernel's target"),
-    need("qemu-system-x86", "qemu-system-x86_64", "the test machine, and a client in it"),
+    need(tools::QEMU_PACKAGE, tools::QEMU, "the test machine, and a client in it"),
     need("seabios", "/usr/share/seabios/bios-256k.bin", "firmware of the test machine"),
+    // Bochs itself comes with it; of the displays that it could depend on, this is the smallest, and is not used.
+    need("bochs-term", "bochs", "the test machine with VMX"),
+    need("bochsbios", bochs::BIOS, "its firmware"),
+    need("isolinux", bochs::ISOLINUX, "its boot loader"),
+    need("syslinux-common", bochs::LDLINUX, "its boot loader"),
+    need("xorriso", "xorriso", "its boot image"),
 ];
 
 /// Not a path: some rustc must have the source of its library, as abi/kbuild/Makefile.ve_apf looks for it.
@@ -76,13 +86,13 @@ pub(crate) fn ensure() -> Result<()> {
 
 fn install(names: &[&str]) -> Result<()> {
     // Old package lists name versions that the mirrors no longer have, so try, update, try again.
-    if names.iter().all(|n| has_candidate(n)) && apt(&install_args(names))? {
+    if names.iter().all(|n| has_candidate(n)) && try_install(names)? {
         return Ok(());
     }
     if !apt(&["update"])? {
         eprintln!("xtask: apt-get update reported errors; going on with what it got");
     }
-    if apt(&install_args(names))? {
+    if try_install(names)? {
         return Ok(());
     }
     Err(fail(
@@ -90,6 +100,27 @@ fn install(names: &[&str]) -> Result<()> {
         format!("apt-get could not install {}", names.join(" ")),
         "see its messages above: network, disk, or a missing bookworm-security entry in sources.list",
     ))
+}
+
+/// Installs all of them, but unpacks QEMU into the cache if it cannot be had beside what is installed.
+fn try_install(names: &[&str]) -> Result<bool> {
+    let conflict = names
+        .contains(&tools::QEMU_PACKAGE)
+        .then(|| private::plan(tools::QEMU_PACKAGE))
+        .flatten()
+        .filter(|plan| !plan.remove.is_empty());
+    let Some(plan) = conflict else { return apt(&install_args(names)) };
+    let others: Vec<&str> = names.iter().copied().filter(|n| *n != tools::QEMU_PACKAGE).collect();
+    if !others.is_empty() && !apt(&install_args(&others))? {
+        return Ok(false);
+    }
+    println!(
+        "{} conflicts with {}, which stays: a copy of QEMU for these tests alone goes to {}",
+        tools::QEMU_PACKAGE,
+        plan.remove.join(" "),
+        tools::private_dir()?.display()
+    );
+    private::qemu(&plan)
 }
 
 fn install_args<'a>(names: &[&'a str]) -> Vec<&'a str> {
@@ -132,6 +163,7 @@ fn has_candidate(package: &str) -> bool {
 
 fn present(need: &Need) -> bool {
     match need.probe {
+        tools::QEMU => Qemu::find().is_ok_and(|q| q.is_some()),
         RUST_SOURCE => ["rustc", "/usr/bin/rustc"].into_iter().any(has_library_source),
         path if path.starts_with('/') => Path::new(path).exists(),
         program => have(program),

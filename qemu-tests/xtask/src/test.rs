@@ -4,15 +4,14 @@ use crate::cases::{self, Case, Suite};
 use crate::error::{Kind, fail};
 use crate::host_tests::{self, Counts};
 use crate::initrd::Programs;
+use crate::lane::Lane;
 use crate::runner::{self, Lab, Outcome, Status};
 use crate::{kernel, paths, setup};
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// The lanes there are.
-const LANES: &[&str] = &["svm"];
 /// The name under which the filter finds the host tests.
 const HOST: &str = "host tests";
 
@@ -21,9 +20,12 @@ pub(crate) struct TestArgs {
     /// Only cases whose name contains this ("host tests" is one name)
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Only this lane (svm: QEMU's TCG with nested paging)
+    /// Only this lane
     #[arg(long, value_name = "LANE")]
-    lane: Option<String>,
+    lane: Option<Lane>,
+    /// Boot this bzImage instead of building one; it has to be patched and configured like ours
+    #[arg(long, value_name = "BZIMAGE")]
+    kernel: Option<PathBuf>,
     /// Add a case that must fail; success means that exactly it failed
     #[arg(long)]
     self_check: bool,
@@ -34,20 +36,13 @@ pub(crate) struct TestArgs {
 
 /// Runs it; true if everything was as it should be.
 pub(crate) fn run(args: &TestArgs) -> Result<bool> {
-    if let Some(lane) = args.lane.as_deref().filter(|l| !LANES.contains(l)) {
-        return Err(fail(
-            Kind::Usage,
-            format!("no lane {lane}"),
-            format!("lanes: {}", LANES.join(" ")),
-        ));
-    }
     let dir = paths::root().join("qemu-tests/cases");
     let suite = cases::load(&dir, "test")?;
     let wanted = |name: &str| args.filter.as_deref().is_none_or(|f| name.contains(f));
     let selected: Vec<&Case> = suite
         .cases
         .iter()
-        .filter(|c| wanted(&c.name) && args.lane.as_deref().is_none_or(|l| l == c.lane))
+        .filter(|c| wanted(&c.name) && args.lane.is_none_or(|l| l == c.lane))
         .collect();
     let host = wanted(HOST);
     if args.list {
@@ -73,7 +68,11 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     let must_fail = if args.self_check { Some(cases::load(&dir, "self-check")?) } else { None };
     let mut self_checks = Vec::new();
     if !selected.is_empty() || must_fail.is_some() {
-        let lab = Lab { kernel: kernel::ensure()?, programs: Programs::build()?, dir: out.clone() };
+        let lab = Lab {
+            kernel: kernel::given_or_built(args.kernel.as_deref())?,
+            programs: Programs::build()?,
+            dir: out.clone(),
+        };
         outcomes.extend(runner::run(&lab, &suite, &selected)?);
         if let Some(suite) = &must_fail {
             let all: Vec<&Case> = suite.cases.iter().collect();
@@ -126,7 +125,7 @@ fn list(cases: &[&Case], host: bool) {
         println!(
             "{:<40} lane={} boot={} mode={} vcpus={} expectations={}{skip}",
             case.name,
-            case.lane,
+            case.lane.name(),
             case.boot,
             case.mode.name(),
             case.vcpus,

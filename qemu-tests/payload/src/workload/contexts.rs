@@ -36,20 +36,9 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     let mut all_wrong = 0;
     let before = GuestCounters::read();
     for context in CONTEXTS {
-        let before = GuestCounters::read();
-        let mut wrong = 0;
-        for round in 0..rounds {
-            device.evict(&arena.frames, round)?;
-            let byte = selftest::touch(context, arena.pages.page(0))?;
-            let expected = pattern_word(pattern_base(arena.frames[0], round), 0).to_le_bytes()[0];
-            wrong += u64::from(byte != expected);
-        }
-        let counters = GuestCounters::read().since(&before);
-        let kept = counters.get("ve_apf").and_then(Value::as_object).cloned().unwrap_or_default();
-        let mut kept: Map<String, Value> =
-            kept.into_iter().filter(|(_, value)| *value != 0).collect();
-        kept.insert("wrong_bytes".into(), json!(wrong));
-        contexts.insert(context.to_owned(), Value::Object(kept));
+        let result = one_context(device, &arena, context, rounds)?;
+        let wrong = result["wrong_bytes"].as_u64().unwrap_or(0);
+        contexts.insert(context.to_owned(), result);
         all_wrong += wrong;
     }
     let bad = dmesg::bad_lines();
@@ -62,4 +51,27 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     }
     device.report("", &record);
     Ok(())
+}
+
+/// `rounds` touches of the arena's first page, in this context.
+pub(super) fn one_context(
+    device: &Device,
+    arena: &Arena,
+    context: &str,
+    rounds: u64,
+) -> Result<Value> {
+    let before = GuestCounters::read();
+    let frame = arena.frames[0];
+    let mut wrong = 0;
+    for round in 0..rounds {
+        device.evict(&[frame], round)?;
+        let byte = selftest::touch(context, arena.pages.page(0))?;
+        let expected = pattern_word(pattern_base(frame, round), 0).to_le_bytes()[0];
+        wrong += u64::from(byte != expected);
+    }
+    let counters = GuestCounters::read().since(&before);
+    let kept = counters.get("ve_apf").and_then(Value::as_object).cloned().unwrap_or_default();
+    let mut kept: Map<String, Value> = kept.into_iter().filter(|(_, value)| *value != 0).collect();
+    kept.insert("wrong_bytes".into(), json!(wrong));
+    Ok(Value::Object(kept))
 }

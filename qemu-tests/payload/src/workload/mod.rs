@@ -2,13 +2,19 @@
 //! [`crate::options::Options::policy`]), `compute`, `cpu`, `quiet_ms`, `trace` and `trace_lines` (see
 //! [`crate::section::Section::begin`]).
 
+mod bad_input;
 mod break_ring;
 mod contexts;
 mod hypercall;
 mod info;
 mod kernel_io;
+mod kernel_pages;
 mod kill_parked;
+mod lost_page;
+mod memory_hotplug;
+mod mmu_ops;
 mod msr;
+mod nmi;
 mod offline;
 mod page_cache;
 mod same_page;
@@ -25,7 +31,7 @@ use crate::options::Options;
 type Run = fn(&str, &Options, &Device) -> Result<()>;
 
 /// Workloads that need the test device.
-const WITH_DEVICE: [(&str, Run); 14] = [
+const WITH_DEVICE: [(&str, Run); 21] = [
     ("offline", offline::run),
     ("break_ring", break_ring::run),
     ("contexts", contexts::run),
@@ -39,6 +45,13 @@ const WITH_DEVICE: [(&str, Run); 14] = [
     ("same_page", same_page::run),
     ("stress", stress::run),
     ("kill_parked", kill_parked::run),
+    ("lost_page", lost_page::run),
+    ("memory_hotplug", memory_hotplug::run),
+    ("mmu_ops", mmu_ops::run),
+    ("mmu_huge", mmu_ops::run_huge),
+    ("kernel_pages", kernel_pages::run),
+    ("nmi", nmi::run),
+    ("bad_input", bad_input::run),
     ("idle", user_touch::run_idle),
 ];
 

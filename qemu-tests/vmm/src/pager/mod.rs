@@ -36,7 +36,12 @@ struct State {
     /// Evicted and not delivered yet.
     missing: HashMap<u64, Content>,
     counts: Counts,
+    /// Missing frames in the order in which they were asked for, since somebody looked.
+    log: Vec<u64>,
 }
+
+/// Longest log: what fits into a command page.
+const MAX_LOG: usize = ve_apf_testdev::DATA_SIZE / 8;
 
 #[derive(Default)]
 struct Counts {
@@ -73,6 +78,7 @@ impl Pager {
             schedule: Schedule::new(sys::now_ns()),
             missing: HashMap::new(),
             counts: Counts::default(),
+            log: Vec::new(),
         };
         Ok(Pager { ram, uffd, policies: Policies::new(), state: Mutex::new(state) })
     }
@@ -149,6 +155,11 @@ impl Pager {
         }
     }
 
+    /// The log of what was asked for; it starts anew.
+    pub fn take_log(&self) -> Vec<u64> {
+        std::mem::take(&mut lock(&self.state).log)
+    }
+
     /// Counters for a snapshot; those named `max_` are the highest values since the last one.
     pub fn values(&self) -> Values {
         let mut state = lock(&self.state);
@@ -202,6 +213,8 @@ impl Pager {
             }
             if state.schedule.request(now, gfn, &table.get(gfn)) == Request::Duplicate {
                 state.counts.duplicates += 1;
+            } else if state.log.len() < MAX_LOG {
+                state.log.push(gfn);
             }
         }
         let pending = state.schedule.len() as u64;

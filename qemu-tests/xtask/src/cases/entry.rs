@@ -3,6 +3,7 @@
 use super::{Case, Mode};
 use crate::expect::Expectation;
 use crate::initrd::{self, Step};
+use crate::lane::Lane;
 use anyhow::Result;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -11,9 +12,7 @@ use std::collections::BTreeMap;
 #[serde(deny_unknown_fields)]
 pub(super) struct Entry {
     pub(super) name: String,
-    boot: String,
-    #[serde(default = "svm")]
-    lane: String,
+    pub(super) boot: Boots,
     #[serde(default = "only_ve_apf")]
     pub(super) modes: Vec<Mode>,
     #[serde(default = "one")]
@@ -30,6 +29,9 @@ pub(super) struct Entry {
     cmdline: String,
     #[serde(default)]
     vmm_args: Vec<String>,
+    /// The guest is the bare-metal test kernel.
+    #[serde(default)]
+    metal: bool,
     /// Runs in L1 instead of the VMM.
     argv: Option<Vec<String>>,
     #[serde(default)]
@@ -55,6 +57,23 @@ const ALWAYS: &[&str] = &[
     "or_zero(result.bad) == 0",
 ];
 
+/// A boot, or several, on each of which the entry makes a case.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Boots {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Boots {
+    pub(super) fn names(&self) -> &[String] {
+        match self {
+            Self::One(name) => std::slice::from_ref(name),
+            Self::Several(names) => names,
+        }
+    }
+}
+
 /// A workload's parameter.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
@@ -63,9 +82,6 @@ enum Param {
     Text(String),
 }
 
-fn svm() -> String {
-    "svm".into()
-}
 fn only_ve_apf() -> Vec<Mode> {
     vec![Mode::VeApf]
 }
@@ -77,16 +93,18 @@ fn mem_mib() -> u32 {
 }
 
 impl Entry {
-    /// This entry in one of its modes.
-    pub(super) fn case(&self, mode: Mode) -> Result<Case> {
-        let name = if self.modes.len() > 1 {
-            format!("{}@{}", self.name, mode.name())
-        } else {
-            self.name.clone()
-        };
+    /// This entry in one of its modes, on one of its boots.
+    pub(super) fn case(&self, mode: Mode, boot: &str, lane: Lane) -> Result<Case> {
+        let mut name = self.name.clone();
+        if self.modes.len() > 1 {
+            name = format!("{name}@{}", mode.name());
+        }
+        if self.boot.names().len() > 1 {
+            name = format!("{name}/{}", lane.name());
+        }
         let argv = match (&self.workload, &self.argv) {
-            (Some(_), None) => self.vmm_argv(mode),
-            (None, Some(argv)) => argv.iter().map(|a| self.fill_in(a, mode)).collect(),
+            (Some(_), None) => self.vmm_argv(mode, lane),
+            (None, Some(argv)) => argv.iter().map(|a| self.fill_in(a, mode, lane)).collect(),
             _ => anyhow::bail!("needs either a workload or an argv"),
         };
         let step =
@@ -111,8 +129,8 @@ impl Entry {
             .collect::<Result<_>>()?;
         Ok(Case {
             name,
-            boot: self.boot.clone(),
-            lane: self.lane.clone(),
+            boot: boot.to_owned(),
+            lane,
             mode,
             vcpus: self.vcpus,
             step,
@@ -122,11 +140,23 @@ impl Entry {
         })
     }
 
+    /// Where L1 has L2's kernel. QEMU starts no other than a bzImage.
+    fn l2_kernel(&self, lane: Lane) -> &'static str {
+        if self.metal {
+            initrd::METAL
+        } else if lane == Lane::Svm || self.client {
+            initrd::L2_KERNEL
+        } else {
+            initrd::L2_VMLINUX
+        }
+    }
+
     /// Kernel parameters of L2.
-    fn l2_cmdline(&self, mode: Mode) -> String {
+    fn l2_cmdline(&self, mode: Mode, lane: Lane) -> String {
         let mut words = vec![
             "console=ttyS0 quiet panic=-1".to_owned(),
             mode.cmdline().to_owned(),
+            lane.l2_cmdline(),
             self.cmdline.clone(),
         ];
         words.extend(self.workload.iter().map(|w| format!("veapf.run={w}")));
@@ -140,15 +170,15 @@ impl Entry {
         words.join(" ")
     }
 
-    fn vmm_argv(&self, mode: Mode) -> Vec<String> {
+    fn vmm_argv(&self, mode: Mode, lane: Lane) -> Vec<String> {
         let (vcpus, mem) = (self.vcpus.to_string(), self.mem_mib.to_string());
         // The VMM gives up first, so that it can say where the vCPUs are.
         let timeout = self.timeout_s.saturating_sub(5).max(5).to_string();
-        let cmdline = self.l2_cmdline(mode);
+        let cmdline = self.l2_cmdline(mode, lane);
         let fixed = [
             initrd::VMM,
             "--kernel",
-            initrd::L2_KERNEL,
+            self.l2_kernel(lane),
             "--initrd",
             initrd::L2_INITRD,
             "--cmdline",
@@ -163,17 +193,19 @@ impl Entry {
             &timeout,
             // vCPUs on one CPU of L1, the pager on the other. Apart, because only then a kick costs what it costs elsewhere;
             // on one, because QEMU's TCG mixes up the GS bases of guests that run under SVM at the same time, also
-            // with a KVM that knows nothing of us.
+            // with a KVM that knows nothing of us. (Where L1 has one CPU, all are on it.)
             "--pin",
         ];
-        fixed.iter().map(|s| (*s).to_owned()).chain(self.vmm_args.iter().cloned()).collect()
+        let bare = self.metal.then_some("--bare");
+        let fixed = fixed.into_iter().chain(bare).map(ToOwned::to_owned);
+        fixed.chain(self.vmm_args.iter().cloned()).collect()
     }
 
     /// Replaces {kernel}, {initrd}, {cmdline}, {vcpus} and {mem_mib}.
-    fn fill_in(&self, word: &str, mode: Mode) -> String {
-        word.replace("{kernel}", initrd::L2_KERNEL)
+    fn fill_in(&self, word: &str, mode: Mode, lane: Lane) -> String {
+        word.replace("{kernel}", self.l2_kernel(lane))
             .replace("{initrd}", initrd::L2_INITRD)
-            .replace("{cmdline}", &self.l2_cmdline(mode))
+            .replace("{cmdline}", &self.l2_cmdline(mode, lane))
             .replace("{vcpus}", &self.vcpus.to_string())
             .replace("{mem_mib}", &self.mem_mib.to_string())
     }

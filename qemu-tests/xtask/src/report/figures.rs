@@ -9,7 +9,7 @@ use serde_json::Value;
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
     /// The machine.
-    pub(crate) lane: String,
+    pub(crate) lane: &'static str,
     /// blocking, kvm-apf, ve-apf.
     pub(crate) mode: &'static str,
     /// What L2 did.
@@ -77,7 +77,7 @@ impl Row {
     fn new(case: &Case, record: &Record) -> Self {
         let number = |name: &str| record.value.get(name).and_then(Value::as_u64);
         Self {
-            lane: case.lane.clone(),
+            lane: case.lane.name(),
             mode: case.mode.name(),
             workload: record.text("workload").to_owned(),
             vcpus: case.vcpus,
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn the_table_is_aligned_and_empty_cells_are_dashes() {
         let row = Row {
-            lane: "svm".into(),
+            lane: "svm",
             mode: "ve-apf",
             workload: "user_touch".into(),
             vcpus: 1,

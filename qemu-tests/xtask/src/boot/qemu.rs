@@ -1,0 +1,46 @@
+//! QEMU with TCG, which emulates AMD's SVM.
+
+use super::Boot;
+use super::machine::Machine;
+use crate::error::{Kind, fail};
+use crate::lane::Lane;
+use crate::tools::Qemu;
+use anyhow::{Context, Result};
+use std::path::Path;
+
+pub(super) fn machine(boot: &Boot<'_>) -> Result<Machine> {
+    let qemu = Qemu::find()?.ok_or_else(|| {
+        fail(Kind::Environment, "QEMU is not installed", "run `cargo xtask setup`")
+    })?;
+    let mut command = qemu.command();
+    command
+        .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
+        .args(["-smp", &boot.cpus.to_string(), "-m", &boot.mem_mib.to_string()])
+        .args(["-nodefaults", "-display", "none", "-monitor", "none", "-serial", "stdio"])
+        .arg("-no-reboot")
+        .arg("-kernel")
+        .arg(boot.kernel)
+        .arg("-initrd")
+        .arg(boot.initrd)
+        .args(["-append", boot.cmdline]);
+    let disk = disk(boot)?;
+    if let Some(disk) = &disk {
+        command
+            .arg("-drive")
+            .arg(format!("file={},format=raw,if=none,id=disk,cache=unsafe", disk.path().display()));
+        command.args(["-device", "virtio-blk-pci,drive=disk"]);
+    }
+    Ok(Machine { lane: Lane::Svm, command, _disk: disk, log: None })
+}
+
+/// A sparse file that is gone when this boot is over.
+fn disk(boot: &Boot<'_>) -> Result<Option<tempfile::NamedTempFile>> {
+    if boot.disk_mib == 0 {
+        return Ok(None);
+    }
+    let dir = boot.log.parent().unwrap_or(Path::new("."));
+    let file =
+        tempfile::Builder::new().prefix("disk-").tempfile_in(dir).context("creating a disk")?;
+    file.as_file().set_len(u64::from(boot.disk_mib) << 20).context("creating a disk")?;
+    Ok(Some(file))
+}

@@ -1,0 +1,121 @@
+//! The machines that L1 runs on, and what is different about each.
+
+use serde::Deserialize;
+use std::time::Duration;
+
+/// An emulated machine with a way to virtualise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Lane {
+    /// QEMU's TCG: AMD SVM with nested paging
+    #[default]
+    Svm,
+    /// Bochs: Intel VMX with EPT and the EPT-violation #VE
+    Vmx,
+}
+
+/// Instructions of L1 and L2 together that are a second for them, in Bochs. It emulates 40 to 110 million in a second.
+pub(crate) const BOCHS_IPS: u32 = 200_000_000;
+
+impl Lane {
+    /// As in the case table and on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Svm => "svm",
+            Self::Vmx => "vmx",
+        }
+    }
+
+    /// For the report.
+    pub(crate) fn about(self, cpus: u32) -> String {
+        let what = match self {
+            Self::Svm => "QEMU TCG, AMD SVM with nested paging",
+            Self::Vmx => "Bochs, Intel VMX with EPT and #VE",
+        };
+        format!("{what}, {cpus} CPU{}; Linux 6.12 as host and as guest", plural(cpus))
+    }
+
+    /// CPUs of L1, if the boot does not say.
+    pub(crate) fn cpus(self) -> u32 {
+        match self {
+            Self::Svm => 2,
+            // Two are emulated in turns and take four times as long.
+            Self::Vmx => 1,
+        }
+    }
+
+    /// Memory of L1, if the boot does not say.
+    pub(crate) fn mem_mib(self) -> u32 {
+        match self {
+            Self::Svm => 3072,
+            Self::Vmx => 1024,
+        }
+    }
+
+    /// Kernel parameters of L1.
+    pub(crate) fn l1_cmdline(self, cpus: u32) -> String {
+        if self == Self::Svm {
+            return "console=ttyS0 panic=-1 quiet".to_owned();
+        }
+        // At the default speed a record takes seconds. A reboot would start from the beginning for ever, so a panic ends
+        // in a triple fault.
+        let mut text = String::from("console=ttyS0,115200 panic=-1 quiet reboot=t");
+        // CPUID names a TSC frequency, but here the TSC counts instructions; told the right one, L1 has clocks and timers
+        // that agree.
+        text.push_str(&format!(" tsc_early_khz={}", BOCHS_IPS / 1000));
+        // Half-emulated features that the kernel complains about or tries again and again.
+        text.push_str(" noxsave clearcpuid=tsc_deadline_timer,aperfmperf");
+        if cpus == 1 {
+            // CPUID has no topology leaf then, and the older one knows of more cores than there are.
+            text.push_str(",ht");
+        }
+        text.push(' ');
+        text.push_str(QUICK);
+        text
+    }
+
+    /// Kernel parameters of L2, in every mode.
+    pub(crate) fn l2_cmdline(self) -> String {
+        match self {
+            Self::Svm => String::new(),
+            // In hardware mode only movable memory may go missing. The other modes get the same memory, to be comparable.
+            Self::Vmx => format!("movablecore=128M {QUICK}"),
+        }
+    }
+
+    /// Seconds of the host that a second of L1 may take.
+    pub(crate) fn slowness(self) -> u32 {
+        match self {
+            Self::Svm => 1,
+            Self::Vmx => 10,
+        }
+    }
+
+    /// What booting L1 may take, and again switching it off.
+    pub(crate) fn boot_limit(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Svm => 120,
+            Self::Vmx => 300,
+        })
+    }
+}
+
+/// Hundreds of terminals and three serial ports that nobody uses, each of which takes time to set up.
+const QUICK: &str = "pty.legacy_count=0 8250.nr_uarts=1";
+
+fn plural(n: u32) -> &'static str {
+    if n == 1 { "" } else { "s" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_machine_whose_tsc_counts_instructions_is_told_its_frequency() {
+        assert_eq!(Lane::Svm.l1_cmdline(2), "console=ttyS0 panic=-1 quiet");
+        let one = Lane::Vmx.l1_cmdline(1);
+        assert!(one.contains("tsc_early_khz=200000") && one.contains(",ht "), "{one}");
+        assert!(!Lane::Vmx.l1_cmdline(2).contains(",ht"));
+    }
+}
