@@ -165,7 +165,10 @@ static IS_AMD: AtomicBool = AtomicBool::new(false);
 /// Finds out what [`raw_hypercall`] must know.
 pub(crate) fn init() {
     // Leaf 0 EBX of "AuthenticAMD".
-    let amd = core::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Auth");
+    #[allow(unused_unsafe, reason = "safe since Rust 1.94")]
+    // SAFETY: every 64-bit CPU has the instruction, and the leaf.
+    let leaf = unsafe { core::arch::x86_64::__cpuid(0) };
+    let amd = leaf.ebx == u32::from_le_bytes(*b"Auth");
     IS_AMD.store(amd, Relaxed);
 }
 

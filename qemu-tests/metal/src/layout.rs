@@ -78,11 +78,6 @@ pub(crate) fn own_frames() -> [Range<u64>; 3] {
     [PAGE_TABLES, frames!(__image_start, __keep_start), frames!(__keep_end, __image_end)]
 }
 
-/// The page of [`crate::probe`].
-pub(crate) fn probe_frame() -> u64 {
-    frames!(__probe_start, __probe_end).start
-}
-
 /// The first page of the exceptions' entry code.
 pub(crate) fn entry_frame() -> u64 {
     frames!(__entry_start, __entry_end).start

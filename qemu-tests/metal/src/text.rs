@@ -19,11 +19,6 @@ impl<const N: usize> Text<N> {
         core::str::from_utf8(self.bytes.get(..self.len).unwrap_or_default()).unwrap_or("")
     }
 
-    /// Forgets everything.
-    pub(crate) fn clear(&mut self) {
-        self.len = 0;
-    }
-
     /// Adds `"name":value`, with a comma if it is not the first field.
     pub(crate) fn field(&mut self, name: &str, value: impl Display) {
         let comma = if self.len == 0 || self.as_str().ends_with(['{', '[']) { "" } else { "," };

@@ -56,7 +56,7 @@ enum Cmd {
     Kernel,
     /// Run every test: on the host, and in booted kernels
     Test(test::TestArgs),
-    /// Show it: three modes side by side, a table and a picture
+    /// Show it: the modes side by side, a table and a picture
     Demo(demo::DemoArgs),
 }
 

@@ -83,7 +83,9 @@ fn compiler() -> Result<Compiler> {
         fail(
             Kind::Environment,
             format!("no rustc has the target {TARGET}, or the source of its library"),
-            format!("`rustup target add {TARGET}`, or on Debian: apt-get install rustc-web rust-web-src"),
+            format!(
+                "`rustup target add {TARGET}`, or on Debian: apt-get install rustc-web rust-web-src"
+            ),
         )
     })
 }

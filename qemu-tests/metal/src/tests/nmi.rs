@@ -33,6 +33,7 @@ pub(crate) const STEP_FAULTS: Test = Test::any("nmi", "nmi_step_faults", |check|
 /// NMIs handled; the VMM reads it.
 #[unsafe(link_section = ".keep")]
 static HANDLED: Page<u64> = Page::new(0);
+static STARTED: AtomicU64 = AtomicU64::new(0);
 /// A prepared command that takes [`PAGE`] away, for the handler of an NMI; 0: it does not fault.
 static COMMAND: AtomicU64 = AtomicU64::new(0);
 /// One in so many NMIs faults.
@@ -52,22 +53,22 @@ pub(super) fn handled() -> &'static AtomicU64 {
     unsafe { AtomicU64::from_ptr(HANDLED.get()) }
 }
 
-/// Counts; and faults, if it is asked to and is not nested in one that does.
+/// Counts; and faults, if it is asked to and is not nested in one that does. It counts last: a paced storm then leaves the
+/// interrupted code time for an instruction between two NMIs.
 pub(super) fn on_nmi(cpu: &'static Cpu, _: &mut Frame) {
-    let number = handled().fetch_add(1, SeqCst);
+    let number = STARTED.fetch_add(1, SeqCst);
     DEEPEST.fetch_max(cpu.nmi_depth().into(), Relaxed);
     let command = COMMAND.load(Relaxed);
     let due = command != 0 && number.is_multiple_of(EACH.load(Relaxed));
     if due && !FAULTING.swap(true, SeqCst) {
         let word = (number % 512) as usize;
         device::run_prepared(command);
-        WRONG.fetch_add(
-            u64::from(arena::read(PAGE, word) != arena::expected(PAGE, ROUND, word)),
-            Relaxed,
-        );
+        let wrong = arena::read(PAGE, word) != arena::expected(PAGE, ROUND, word);
+        WRONG.fetch_add(wrong.into(), Relaxed);
         FAULTED.fetch_add(1, Relaxed);
         FAULTING.store(false, SeqCst);
     }
+    handled().fetch_add(1, SeqCst);
 }
 
 /// Sends this CPU an NMI; true if it came.

@@ -86,24 +86,27 @@ fn burst(check: &mut Check<'_>) {
 }
 
 fn same_page(check: &mut Check<'_>) {
-    let tasks = 32;
+    const TASKS: usize = 32;
     let round = ROUND.fetch_add(1, Relaxed) + 1;
-    EACH.store(0, Relaxed);
     WRONG.store(0, Relaxed);
-    device::set_policy([], PolicyArgs::fixed(latency(check)));
+    // It comes when all of them wait.
+    device::set_policy([], PolicyArgs { never: true, ..PolicyArgs::fixed(0) });
     device::evict_arena(0..1, round);
     let read = |_| {
         WRONG.fetch_add(arena::wrong_bytes(0, ROUND.load(Relaxed)), Relaxed);
     };
     let counts = check.counted(|check| {
-        for number in 0..tasks {
+        for number in 0..TASKS {
             check.cpu.sched.spawn(read, number);
         }
+        check.cpu.sched.yield_now();
+        check.equal("tasks asleep", check.cpu.sched.asleep() as u64, TASKS as u64);
+        check.equal("restored", device::restore_all(), 1);
         check.cpu.sched.join();
     });
     check.right(WRONG.load(Relaxed));
-    check.equal("faults", counts.get("faults"), tasks as u64);
-    check.equal("parked", counts.get("parked"), tasks as u64);
+    check.equal("faults", counts.get("faults"), TASKS as u64);
+    check.equal("parked", counts.get("parked"), TASKS as u64);
 }
 
 fn random(check: &mut Check<'_>) {

@@ -52,6 +52,9 @@ pub(super) fn machine(boot: &Boot<'_>) -> Result<Machine> {
 fn isolated(program: &str) -> Command {
     const UNSHARE: [&str; 2] = ["--map-root-user", "--net"];
     if proc::stdout_of(Command::new("unshare").args(UNSHARE).arg("true")).is_err() {
+        eprintln!(
+            "xtask: unshare is not permitted here, so Bochs's screen is on the network, port 5900"
+        );
         return Command::new(program);
     }
     let mut command = Command::new("unshare");

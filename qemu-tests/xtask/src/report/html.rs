@@ -15,11 +15,11 @@ pub(crate) fn page(rows: &[Row], picture: Option<&str>, facts: &[(&str, String)]
          dt{float:left;clear:left;width:9em}dd{margin-left:10em}</style></head><body>\n\
          <h1>A missing page parks a task</h1>\n\
          <p>Tasks in a virtual machine touch memory that a pager delivers only after a while, beside a task that computes. \
-         The same kernel, VMM, workload and latency in three modes: <b>blocking</b> (the vCPU stops), <b>kvm-apf</b> (KVM's \
-         asynchronous page fault) and <b>ve-apf</b>.</p>\n",
+         The same kernel, VMM, workload and latency in each mode: <b>blocking</b> (the vCPU stops), <b>kvm-apf</b> (KVM's \
+         asynchronous page fault), <b>ve-apf</b> (KVM injects #VE) and, on Intel, <b>hardware</b> (the CPU raises it).</p>\n",
     );
     if let Some(svg) = picture {
-        out.push_str("<h2>Who ran when</h2>\n<p>All three on one time scale.</p>\n");
+        out.push_str("<h2>Who ran when</h2>\n<p>All on one time scale.</p>\n");
         out.push_str(svg);
     }
     out.push_str("<h2>Figures</h2>\n<table><tr>");
