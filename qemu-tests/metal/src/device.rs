@@ -118,7 +118,17 @@ pub(crate) fn prepare_evict(
     frames: impl IntoIterator<Item = Range<u64>>,
     content: Content,
 ) -> u64 {
-    let page = eviction(frames, content);
+    prepare(number, &eviction(frames, content))
+}
+
+/// The same for an NMI to a CPU.
+pub(crate) fn prepare_nmi(number: usize, cpu: usize) -> u64 {
+    let mut page = CommandPage::new(Op::Nmi);
+    page.set_args([Nmi::Once as u64, cpu as u64, 0, 0]);
+    prepare(number, &page)
+}
+
+fn prepare(number: usize, page: &CommandPage) -> u64 {
     let Some(command) = COMMANDS.get(number) else { panic!("no prepared command {number}") };
     // SAFETY: each test uses numbers of its own, and nothing that could use this one runs now.
     unsafe { command.get().write(*page.as_bytes()) };

@@ -31,6 +31,7 @@ pub(crate) static ALL: &[Test] = &[
     nmi::STORM,
     nmi::PACED,
     nmi::FAULTS,
+    nmi::AT_FAULT,
     nmi::STEP,
     nmi::STEP_FAULTS,
     contexts::CONTEXTS,

@@ -25,6 +25,8 @@ pub(crate) const PACED: Test =
 /// The same, and the NMI's handler reads a missing page.
 pub(crate) const FAULTS: Test =
     Test::any("nmi", "nmi_faults", |check| storm(check, Nmi::Paced, true));
+/// One at the very instruction that faults, before it or after.
+pub(crate) const AT_FAULT: Test = Test::any("nmi", "nmi_at_fault", at_fault);
 /// One before each instruction of the handler, from its entry until the task sleeps.
 pub(crate) const STEP: Test = Test::any("nmi", "nmi_step", |check| step(check, false));
 /// The same, and each NMI's handler reads a missing page.
@@ -138,6 +140,25 @@ fn storm(check: &mut Check<'_>, kind: Nmi, faults: bool) {
         Nmi::Storm => check.that("more NMIs came than were sent", handled().load(SeqCst) <= sent),
         _ => check.equal("NMIs handled", handled().load(SeqCst), sent),
     }
+    conclude(check);
+}
+
+fn at_fault(check: &mut Check<'_>) {
+    const TIMES: u64 = 32;
+    prepare(check, true, 1);
+    let counts = check.counted(|check| {
+        for _ in 0..TIMES {
+            // Anew, since the answer takes the place of the arguments.
+            let command = device::prepare_nmi(2, check.cpu.index());
+            device::evict_arena(0..1, ROUND);
+            // SAFETY: the arena is mapped, and NMIs have a handler.
+            let value = unsafe { probe::load(command, arena::address(0)) };
+            check.right(8 * u64::from(value != arena::expected(0, ROUND, 0)));
+        }
+    });
+    check.equal("NMIs handled", handled().load(SeqCst), TIMES);
+    check.equal("NMIs that faulted", FAULTED.load(SeqCst), TIMES);
+    check.that("the task did not sleep", counts.get("parked") + counts.get("early") >= TIMES);
     conclude(check);
 }
 

@@ -22,9 +22,8 @@ impl Kinds {
     pub(super) fn new() -> Result<Kinds> {
         let text = std::fs::read_to_string("/proc/iomem")?;
         let part = |line: &str| {
-            let (range, name) = line.trim().split_once(" : ")?;
-            name.starts_with("Kernel ")
-                .then(|| Some((name.to_owned(), super::parse_ram(range)?)))?
+            let (range, name) = line.trim().split_once(" : Kernel ")?;
+            Some((name.to_owned(), super::parse_ram(range)?))
         };
         let image = text.lines().filter_map(part).collect();
         let flags = File::open("/proc/kpageflags").context("CONFIG_PROC_PAGE_MONITOR")?;
