@@ -1,16 +1,14 @@
 //! The programs that run in L1 and L2, and the initramfs of each.
 
 use crate::cpio::Archive;
-use crate::error::{Kind, fail};
 use crate::ui::Stage;
-use crate::{closure, metal, paths, proc};
+use crate::{cargo, closure, metal};
 use anyhow::{Context, Result};
 use serde::Serialize;
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 mod vmlinux;
 
@@ -42,57 +40,32 @@ pub(crate) struct Step {
 /// The guest programs, built.
 pub(crate) struct Programs {
     by_name: BTreeMap<String, Vec<u8>>,
-    metal: Vec<u8>,
+    /// The bare-metal test kernel, once a plan has named it.
+    metal: OnceCell<Vec<u8>>,
 }
 
 impl Programs {
     /// Builds the VMM and the payloads as static programs.
     pub(crate) fn build() -> Result<Self> {
-        let target_dir = paths::target().join("guest-bin");
         let stage = Stage::new("guest programs: building", None);
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut command = cargo::build("-C target-feature=+crt-static");
         command
-            .args([
-                "build",
-                "--release",
-                "--bins",
-                "--target",
-                TARGET,
-                "-p",
-                "ve-apf-vmm",
-                "-p",
-                "ve-apf-payload",
-            ])
-            .arg("--target-dir")
-            .arg(&target_dir)
-            .current_dir(paths::root())
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .args(["--release", "--bins", "--target", TARGET])
+            .args(["-p", "ve-apf-vmm", "-p", "ve-apf-payload"])
             // Smaller images are loaded faster.
-            .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped());
-        let mut running = proc::Running::spawn(&mut command)?;
-        let stderr = running.child().stderr.take().context("cargo has no stderr")?;
-        let mut output = Vec::new();
-        for line in BufReader::new(stderr).lines() {
-            let line = line.context("reading cargo's output")?;
-            stage.message(line.trim());
-            output.push(line);
-        }
-        if !running.wait()?.success() {
-            for line in &output {
-                stage.line(line);
-            }
-            return Err(fail(
-                Kind::Environment,
-                "the guest programs do not build",
-                "see cargo's messages above",
-            ));
-        }
-        let by_name = read_programs(&target_dir.join(TARGET).join("release"))?;
+            .env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
+        cargo::run(command, &stage, "the guest programs do")?;
+        let by_name = read_programs(&cargo::target_dir().join(TARGET).join("release"))?;
         stage.done(&by_name.keys().map(String::as_str).collect::<Vec<_>>().join(" "));
-        Ok(Self { by_name, metal: metal::build()? })
+        Ok(Self { by_name, metal: OnceCell::new() })
+    }
+
+    fn metal(&self) -> Result<Vec<u8>> {
+        if let Some(bytes) = self.metal.get() {
+            return Ok(bytes.clone());
+        }
+        let bytes = metal::build()?;
+        Ok(self.metal.get_or_init(|| bytes).clone())
     }
 
     fn get(&self, name: &str) -> Result<Vec<u8>> {
@@ -123,7 +96,7 @@ impl Programs {
         let image =
             std::fs::read(kernel).with_context(|| format!("reading {}", kernel.display()))?;
         if named(METAL) {
-            archive.file(METAL, 0o644, self.metal.clone());
+            archive.file(METAL, 0o644, self.metal()?);
         }
         if named(L2_VMLINUX) {
             archive.file(L2_VMLINUX, 0o644, vmlinux::unpack(image.clone())?);

@@ -4,6 +4,7 @@
 //! missing, 4 a kernel tree is of another version or a patch does not apply or does not build.
 
 mod boot;
+mod cargo;
 mod cases;
 mod closure;
 mod cpio;

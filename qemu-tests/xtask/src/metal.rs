@@ -5,12 +5,11 @@
 
 use crate::error::{Kind, fail};
 use crate::ui::Stage;
-use crate::{paths, proc};
+use crate::{cargo, proc};
 use anyhow::{Context, Result};
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 const PACKAGE: &str = "ve-apf-metal-kernel";
 const TARGET: &str = "x86_64-unknown-none";
@@ -31,37 +30,13 @@ enum Compiler {
 /// Builds it; the program's bytes.
 pub(crate) fn build() -> Result<Vec<u8>> {
     let stage = Stage::new("test kernel: building", None);
-    let target_dir = paths::target().join("guest-bin");
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .args(["build", "--profile", PROFILE, "--target", TARGET, "-p", PACKAGE])
-        .arg("--target-dir")
-        .arg(&target_dir)
-        .current_dir(paths::root())
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("RUSTFLAGS", FLAGS)
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped());
+    let mut command = cargo::build(FLAGS);
+    command.args(["--profile", PROFILE, "--target", TARGET, "-p", PACKAGE]);
     if let Compiler::WithSource(rustc) = compiler()? {
         command.arg("-Zbuild-std=core").env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1");
     }
-    let mut running = proc::Running::spawn(&mut command)?;
-    let stderr = running.child().stderr.take().context("cargo has no stderr")?;
-    let mut output = Vec::new();
-    for line in BufReader::new(stderr).lines() {
-        let line = line.context("reading cargo's output")?;
-        stage.message(line.trim());
-        output.push(line);
-    }
-    if !running.wait()?.success() {
-        output.iter().for_each(|line| stage.line(line));
-        return Err(fail(
-            Kind::Environment,
-            "the bare-metal test kernel does not build",
-            "see cargo's messages above",
-        ));
-    }
-    let path = target_dir.join(TARGET).join(PROFILE).join(PACKAGE);
+    cargo::run(command, &stage, "the bare-metal test kernel does")?;
+    let path = cargo::target_dir().join(TARGET).join(PROFILE).join(PACKAGE);
     let bytes = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     stage.done(&format!("{} KiB", bytes.len() / 1024));
     Ok(bytes)

@@ -13,6 +13,7 @@ use crate::arena::Arena;
 use crate::device::Device;
 use crate::options::Options;
 use crate::section::Section;
+use crate::selftest;
 use crate::tally::{From, Tally};
 
 const MEMORY: &str = "/sys/devices/system/memory";
@@ -64,13 +65,6 @@ fn block_size() -> Result<u64> {
     u64::from_str_radix(text.trim(), 16).context(path)
 }
 
-/// The sum of the lines "first last+1" of the guest's file.
 fn declared_pages() -> Result<u64> {
-    let path = "/sys/kernel/debug/ve_apf/ranges";
-    let text = fs::read_to_string(path).context(path)?;
-    let pages = |line: &str| {
-        let (start, end) = line.split_once(' ')?;
-        Some(end.trim().parse::<u64>().ok()? - start.trim().parse::<u64>().ok()?)
-    };
-    text.lines().map(|line| pages(line).with_context(|| format!("{path}: {line}"))).sum()
+    Ok(selftest::ranges()?.iter().map(|frames| frames.end - frames.start).sum())
 }
