@@ -309,6 +309,32 @@
 #define VE_APF_QUAL_GLA_VALID (1 << 7)
 
 /*
+ * Number of the capability; upstream counts up from 1.
+ */
+#define VE_APF_VM_CAP 0x5645
+
+/*
+ * Bit 0 of the flags: memory that the host's hardware (or UFFDIO_POISON) has poisoned is failed
+ * in the guest, with VE_APF_CAUSE_POISON. Without it KVM signals the VMM instead (SIGBUS,
+ * BUS_MCEERR_AR), which may then, for one, raise a machine check in the guest.
+ */
+#define VE_APF_VM_FAIL_POISON 1
+
+/*
+ * Bit 30 of what KVM_CHECK_EXTENSION returns: the capability is there. Not a flag to set.
+ */
+#define VE_APF_VM_KNOWN (1 << 30)
+
+/*
+ * Longest deadline, in nanoseconds: one hour. 0, the default, is none.
+ *
+ * A fault that was told to the guest and is not resolved when so much time went by since it
+ * happened fails with VE_APF_CAUSE_DEADLINE. What waits for the page on the host waits on: the
+ * next touch joins it, with a deadline of its own.
+ */
+#define VE_APF_VM_DEADLINE_MAX_NS 0x34630b8a000ULL
+
+/*
  * One fault. The first 34 bytes are laid out as the hardware's VE information.
  *
  * Writer of all fields but word and cause: whoever took the slot, before it sets word.

@@ -10,6 +10,7 @@
 //! * [`access`]: the operations on it, as a trait.
 //! * [`word`]: the state word of a slot, and who may change it to what.
 //! * [`ve_info`]: the page the CPU itself writes in hardware mode.
+//! * [`vm`]: what a VMM may set.
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -20,4 +21,5 @@ pub mod hypercall;
 pub mod msr;
 pub mod ring;
 pub mod ve_info;
+pub mod vm;
 pub mod word;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use ve_apf_abi::hypercall::VE_APF_HYPERCALL;
 use ve_apf_abi::msr::*;
+use ve_apf_abi::vm::VE_APF_VM_CAP;
 
 /// MSRs that are ours alone; `EN` and `INT` are KVM's on purpose.
 const OWN_MSRS: [u32; 2] = [VE_APF_MSR_CAPS, VE_APF_MSR_VEINFO];
@@ -105,6 +106,18 @@ fn hypercall_number() {
         assert!(value < 0x1000, "{name}: upstream no longer counts up from 1");
     }
     assert_eq!(generic["KVM_ENOSYS"], ve_apf_abi::hypercall::VE_APF_ENOSYS.unsigned_abs());
+}
+
+#[test]
+fn capability_number() {
+    let header = match std::env::var_os("VE_APF_KERNEL_TREE") {
+        Some(tree) => PathBuf::from(tree).join("include/uapi/linux/kvm.h"),
+        None => "/usr/include/linux/kvm.h".into(),
+    };
+    for (name, value) in with_prefix(&defines(&header), "KVM_CAP_") {
+        assert_ne!(value, VE_APF_VM_CAP, "{name}");
+        assert!(value < 0x1000, "{name}: upstream no longer counts up from 1");
+    }
 }
 
 /// kvm-bindings has no constant, of whatever meaning, with the value of a number of ours that a

@@ -58,7 +58,7 @@ fn generate() -> String {
         ..Config::default()
     };
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for module in ["msr", "hypercall", "word", "ring", "ve_info"] {
+    for module in ["msr", "hypercall", "word", "ring", "ve_info", "vm"] {
         builder = builder.with_src(source.join(module).with_extension("rs"));
     }
     let bindings = builder.generate().expect("cbindgen reads the crate");

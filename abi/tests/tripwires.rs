@@ -8,6 +8,7 @@ use ve_apf_abi::hypercall::*;
 use ve_apf_abi::msr::*;
 use ve_apf_abi::ring::*;
 use ve_apf_abi::ve_info::*;
+use ve_apf_abi::vm::*;
 use ve_apf_abi::word::*;
 
 const READ: &str = "the ABI changed: read docs/abi.md, \"How it may change\", before anything else";
@@ -60,6 +61,16 @@ fn hypercall() {
         VE_APF_ENOSYS = 1000,
         VE_APF_EINVAL = 22,
         VE_APF_E2BIG = 7,
+    }
+}
+
+#[test]
+fn vm() {
+    tripwire! {
+        VE_APF_VM_CAP = 0x5645,
+        VE_APF_VM_FAIL_POISON = 1,
+        VE_APF_VM_KNOWN = 0x4000_0000,
+        VE_APF_VM_DEADLINE_MAX_NS = 3_600_000_000_000,
     }
 }
 

@@ -8,6 +8,7 @@ use ve_apf_abi::hypercall::*;
 use ve_apf_abi::msr::*;
 use ve_apf_abi::ring::*;
 use ve_apf_abi::ve_info::*;
+use ve_apf_abi::vm::*;
 use ve_apf_abi::word::*;
 
 macro_rules! layout {
@@ -66,6 +67,7 @@ fn assertions(out: &mut String) {
         VE_APF_VE_BUSY, VE_APF_REASON_EPT_VIOLATION,
         VE_APF_STATE_NONE, VE_APF_STATE_CAN_CONTINUE, VE_APF_STATE_SUSPEND_ME,
         VE_APF_STATE_RESOLVED, VE_APF_STATE_FAIL, VE_APF_GENERATIONS,
+        VE_APF_VM_CAP, VE_APF_VM_FAIL_POISON, VE_APF_VM_KNOWN, VE_APF_VM_DEADLINE_MAX_NS,
     }
 }
 
