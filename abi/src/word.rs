@@ -3,6 +3,7 @@
 //! | from | to | by |
 //! |---|---|---|
 //! | NONE | CAN_CONTINUE | host (injected mode) or guest (hardware mode), who took the slot |
+//! | NONE | FAIL | host (injected mode), of a page of which it knows already that it can never come |
 //! | CAN_CONTINUE | SUSPEND_ME | guest, where it may not sleep |
 //! | CAN_CONTINUE, SUSPEND_ME | RESOLVED, FAIL | host |
 //! | RESOLVED, FAIL | NONE | guest, whoever read the outcome; then it clears the `active` bit |

@@ -5,7 +5,7 @@ use crate::platform::{GuestError, Mapping, Resolution, Vcpu, Vm};
 use crate::vcpu::VcpuState;
 use crate::works::Finished;
 use ve_apf_abi::access::{Bitmap, RingAccess};
-use ve_apf_abi::ring::SlotIndex;
+use ve_apf_abi::ring::{SlotIndex, VE_APF_CAUSE_DEADLINE};
 use ve_apf_abi::word::{Generation, SlotWord, State};
 
 /// What a call of [`complete`] did.
@@ -29,11 +29,14 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    /// FAIL only if the memory as it is now says so too.
+    /// FAIL only if the memory as it is now says so too; or, of a deadline, if it does not say
+    /// otherwise.
     pub(crate) fn of(mapping: Mapping, resolution: Resolution) -> Self {
         match (mapping, resolution) {
-            (Mapping::Failed(_), Resolution::Failed(cause)) => Self::Fail(cause),
-            (Mapping::Failed(cause), Resolution::Retry) => Self::Fail(cause),
+            (Mapping::Failed(cause), _) => Self::Fail(cause),
+            (Mapping::NotNow, Resolution::Failed(VE_APF_CAUSE_DEADLINE)) => {
+                Self::Fail(VE_APF_CAUSE_DEADLINE)
+            }
             (Mapping::Mapped | Mapping::NotNow, _) => Self::Resolved,
         }
     }

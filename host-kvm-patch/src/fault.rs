@@ -34,6 +34,8 @@ pub enum SyncReason {
 pub enum Answer {
     /// #VE will be injected; run the guest.
     Injected(SlotIndex, Joined),
+    /// #VE will be injected, and says that the page can never come; run the guest.
+    Failed(SlotIndex),
     /// Resolve it with the vCPU stopped.
     Sync(SyncReason),
 }
@@ -63,6 +65,42 @@ where
         .with_ring(|ring| deliver(vcpu, ring, state, vm, page, info))
         .unwrap_or(Ok(Answer::Sync(SyncReason::NoRing)))?;
     if let Answer::Injected(..) = answer {
+        vcpu.inject_ve();
+    }
+    Ok(answer)
+}
+
+/// The vCPU exited on a page that can never come, for this `VE_APF_CAUSE_*`: the guest is told at
+/// once, with a slot that holds FAIL from the start. [`Answer::Sync`]: it cannot be told here.
+///
+/// # Errors
+/// [`GuestError`] where the guest broke its ring.
+pub fn fail<C, M, const W: usize, const N: usize, const V: usize>(
+    vcpu: &C,
+    state: &mut VcpuState,
+    vm: &M,
+    info: FaultInfo,
+    cause: u16,
+) -> Result<Answer, GuestError>
+where
+    C: Vcpu,
+    M: Vm<W, N, V>,
+{
+    if let Some(reason) = refusal(vcpu) {
+        return Ok(Answer::Sync(reason));
+    }
+    let told = vcpu.with_ring(|ring| {
+        drop_lost_event(ring, state, vm)?;
+        let Some((slot, free)) = take_slot(ring, state)? else {
+            return Ok(Answer::Sync(SyncReason::NoSlot));
+        };
+        ring.set_fault(slot, info);
+        ring.set_cause(slot, cause);
+        announce(ring, slot, free, SlotWord::new(free.generation().next(), State::FAIL))?;
+        Ok(Answer::Failed(slot))
+    });
+    let answer = told.unwrap_or(Ok(Answer::Sync(SyncReason::NoRing)))?;
+    if let Answer::Failed(_) = answer {
         vcpu.inject_ve();
     }
     Ok(answer)
@@ -110,19 +148,9 @@ where
 {
     drop_lost_event(ring, state, vm)?;
 
-    let taken = ring.bits(Bitmap::Active) | state.held();
-    let Some(slot) = SlotIndex::lowest(!taken & VE_APF_SLOT_MASK) else {
+    let Some((slot, free)) = take_slot(ring, state)? else {
         return Ok(Answer::Sync(SyncReason::NoSlot));
     };
-    if ring.set_bits(Bitmap::Active, slot.bit()) & slot.bit() != 0 {
-        // In hardware mode the guest takes slots too, on its other CPUs' behalf never: so this
-        // is a guest that plays with its ring. It waits.
-        return Ok(Answer::Sync(SyncReason::NoSlot));
-    }
-    let free = ring.word(slot);
-    if free.state() != State::NONE {
-        return Err(guest_error(slot, free, free.with_state(State::NONE)));
-    }
     let generation = free.generation().next();
     let joined = vm.locked(|works| works.join(vm, vcpu.index(), slot, generation, page));
     let (ticket, joined) = match joined {
@@ -135,12 +163,42 @@ where
     // A work may be over before the next line; its mail waits for this thread.
     state.set_hold(slot, Some(Hold { ticket, generation }));
     ring.set_fault(slot, info);
-    let word = SlotWord::new(generation, State::CAN_CONTINUE);
+    announce(ring, slot, free, SlotWord::new(generation, State::CAN_CONTINUE))?;
+    Ok(Answer::Injected(slot, joined))
+}
+
+/// Takes a free slot, and returns it with its word; `None` if there is none.
+fn take_slot<R: RingAccess>(
+    ring: &R,
+    state: &VcpuState,
+) -> Result<Option<(SlotIndex, SlotWord)>, GuestError> {
+    let taken = ring.bits(Bitmap::Active) | state.held();
+    let Some(slot) = SlotIndex::lowest(!taken & VE_APF_SLOT_MASK) else { return Ok(None) };
+    if ring.set_bits(Bitmap::Active, slot.bit()) & slot.bit() != 0 {
+        // In hardware mode the guest takes slots too, on its other CPUs' behalf never: so this
+        // is a guest that plays with its ring. It waits.
+        return Ok(None);
+    }
+    let free = ring.word(slot);
+    if free.state() == State::NONE {
+        Ok(Some((slot, free)))
+    } else {
+        Err(guest_error(slot, free, free.with_state(State::NONE)))
+    }
+}
+
+/// Publishes the word of a slot that is filled, and names the slot to the guest's #VE handler.
+fn announce<R: RingAccess>(
+    ring: &R,
+    slot: SlotIndex,
+    free: SlotWord,
+    word: SlotWord,
+) -> Result<(), GuestError> {
     if let Err(found) = ring.swap_word(slot, free, word) {
         return Err(guest_error(slot, found, free));
     }
     ring.set_injected(injected_value(slot));
-    Ok(Answer::Injected(slot, joined))
+    Ok(())
 }
 
 /// The guest clears `injected` with interrupts off. If it could take an interrupt now and the

@@ -57,6 +57,9 @@ pub trait Vm<const W: usize, const N: usize, const V: usize> {
     /// it. Called with the VM's lock held.
     fn start(&self, work: WorkId, page: Page) -> bool;
 
+    /// A clock for deadlines: any unit and origin, but never back. Called with the VM's lock held.
+    fn now(&self) -> u64;
+
     /// Makes the vCPU call [`complete`](crate::complete::complete) soon. Called with the VM's lock held.
     fn kick(&self, vcpu: u32, mode: KickMode);
 

@@ -1,11 +1,11 @@
 //! The end of everything outstanding: restore, disable, reset, teardown.
 
 use crate::complete::{Outcome, announce, publish};
-use crate::platform::{Page, Resolution, Vcpu, Vm};
+use crate::platform::{Resolution, Vcpu, Vm};
 use crate::submit::page_of;
 use crate::vcpu::VcpuState;
 use ve_apf_abi::access::{Bitmap, RingAccess};
-use ve_apf_abi::ring::each_slot;
+use ve_apf_abi::ring::{SlotIndex, VE_APF_SLOTS, each_slot};
 
 /// Why the ring is swept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,7 +31,12 @@ where
     C: Vcpu,
     M: Vm<W, N, V>,
 {
-    let failed = detach_all(state, vm);
+    let mut ended = [Resolution::Retry; VE_APF_SLOTS as usize];
+    each_detached(state, vm, |slot, how| {
+        if let (Some(entry), Some(how)) = (ended.get_mut(usize::from(slot.get())), how) {
+            *entry = how;
+        }
+    });
     let mut bits = 0;
     let mut count = 0;
     let active = vcpu
@@ -44,9 +49,13 @@ where
         })
         .unwrap_or(0);
     for slot in each_slot(active) {
-        let known = failed & slot.bit() != 0;
-        let retried = known.then(|| vcpu.with_ring(|ring| page_of(&ring.fault(slot))));
-        let outcome = retried.flatten().map_or(Outcome::Resolved, |page| retry(vcpu, page));
+        let how = ended.get(usize::from(slot.get())).copied().unwrap_or_default();
+        let outcome = match how {
+            Resolution::Retry => Outcome::Resolved,
+            Resolution::Failed(_) => vcpu
+                .with_ring(|ring| page_of(&ring.fault(slot)))
+                .map_or(Outcome::Resolved, |page| Outcome::of(vcpu.map(page), how)),
+        };
         let written = vcpu.with_ring(|ring| {
             let word = ring.word(slot);
             word.state().is_waiting() && publish(ring, slot, word.generation(), outcome).is_ok()
@@ -69,27 +78,26 @@ where
     count
 }
 
-fn retry<C: Vcpu>(vcpu: &C, page: Page) -> Outcome {
-    Outcome::of(vcpu.map(page), Resolution::Retry)
-}
-
 /// The vCPU's slots wait for nothing any more. Touches no guest memory and waits for no page:
-/// for reset, teardown and a `EN` that a VMM writes. Returns the slots whose work had failed.
-pub fn detach_all<M, const W: usize, const N: usize, const V: usize>(
-    state: &mut VcpuState,
-    vm: &M,
-) -> u64
+/// for reset, teardown and an `EN` that a VMM writes.
+pub fn detach_all<M, const W: usize, const N: usize, const V: usize>(state: &mut VcpuState, vm: &M)
 where
     M: Vm<W, N, V>,
 {
-    let mut failed = 0;
+    each_detached(state, vm, |_, _| {});
+}
+
+/// Detaches every slot held; `note` is told how its work ended, if it had.
+fn each_detached<M, const W: usize, const N: usize, const V: usize>(
+    state: &mut VcpuState,
+    vm: &M,
+    mut note: impl FnMut(SlotIndex, Option<Resolution>),
+) where
+    M: Vm<W, N, V>,
+{
     for slot in each_slot(state.held()) {
         let Some(hold) = state.hold(slot) else { continue };
-        let ended = vm.locked(|works| works.detach(hold.ticket));
-        if let Some(Resolution::Failed(_)) = ended {
-            failed |= slot.bit();
-        }
+        note(slot, vm.locked(|works| works.detach(hold.ticket)));
         state.set_hold(slot, None);
     }
-    failed
 }

@@ -6,7 +6,7 @@
 
 use crate::platform::{Page, Resolution, Vm};
 use core::num::NonZeroU32;
-use ve_apf_abi::ring::SlotIndex;
+use ve_apf_abi::ring::{SlotIndex, VE_APF_CAUSE_DEADLINE};
 use ve_apf_abi::word::Generation;
 
 /// Index + 1 into an array; `None` ends a list.
@@ -48,6 +48,8 @@ struct Waiter {
     generation: u32,
     page: Page,
     resolution: Resolution,
+    /// When the fault happened, by [`Vm::now`].
+    since: u64,
     /// The work; `None` once it is finished.
     work: Link,
     /// Next waiter of the work, in the mailbox, or free.
@@ -155,6 +157,7 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
             Some(work) => work.waiters.replace(entry),
             None => None,
         };
+        let since = vm.now();
         if let Some(waiter) = self.waiter_mut(entry) {
             *waiter = Waiter {
                 vcpu,
@@ -162,6 +165,7 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
                 generation: generation.get(),
                 page,
                 resolution: Resolution::Retry,
+                since,
                 work: Some(work),
                 next: head,
             };
@@ -182,18 +186,56 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
         while let Some(at) = next {
             let Some(waiter) = self.waiter_mut(at) else { return };
             next = waiter.next.take();
-            waiter.work = None;
-            waiter.resolution = resolution;
-            let vcpu = waiter.vcpu;
-            let head = match self.mailbox_mut(vcpu) {
-                Some(mailbox) => mailbox.replace(at),
-                None => return,
-            };
-            if let Some(waiter) = self.waiter_mut(at) {
-                waiter.next = head;
-            }
-            vm.kick(vcpu, vm.kick_mode());
+            self.mail(vm, at, resolution);
         }
+    }
+
+    /// Fails every slot that has waited since `before` or longer, by [`Vm::now`], with
+    /// `VE_APF_CAUSE_DEADLINE`. Their works go on: whoever touches the page joins them, and is not
+    /// one more thread that waits. Returns since when the longest of those left has waited.
+    pub fn expire<M: Vm<W, N, V>>(&mut self, vm: &M, before: u64) -> Option<u64> {
+        let mut oldest: Option<u64> = None;
+        for position in 0..self.used_waiters {
+            let Some(at) = link(position) else { break };
+            let Some(waiter) = self.waiter_mut(at).map(|waiter| *waiter) else { break };
+            if waiter.work.is_none() {
+                continue;
+            }
+            if waiter.since > before {
+                oldest = Some(oldest.map_or(waiter.since, |oldest| oldest.min(waiter.since)));
+                continue;
+            }
+            self.unlink(at, waiter);
+            self.mail(vm, at, Resolution::Failed(VE_APF_CAUSE_DEADLINE));
+        }
+        oldest
+    }
+
+    /// The frames from `start` to below `end` are other memory now, or none: whoever waits for one
+    /// tries again. The works end; their threads, which wait for what is no longer wanted, find them
+    /// ended.
+    pub fn moved<M: Vm<W, N, V>>(&mut self, vm: &M, start: u64, end: u64) {
+        for index in 0..self.used_works {
+            let Some(work) = self.works.get(index) else { return };
+            if work.in_use && (start..end).contains(&work.page.gfn) {
+                let Ok(index) = u32::try_from(index) else { return };
+                let id = WorkId { index, serial: work.serial };
+                self.finish(vm, id, Resolution::Retry);
+            }
+        }
+    }
+
+    /// Puts a waiter, which is in no list, into its vCPU's mailbox, and kicks.
+    fn mail<M: Vm<W, N, V>>(&mut self, vm: &M, at: NonZeroU32, resolution: Resolution) {
+        let Some(waiter) = self.waiter_mut(at) else { return };
+        waiter.work = None;
+        waiter.resolution = resolution;
+        let vcpu = waiter.vcpu;
+        let Some(head) = self.mailbox_mut(vcpu).map(|mailbox| mailbox.replace(at)) else { return };
+        if let Some(waiter) = self.waiter_mut(at) {
+            waiter.next = head;
+        }
+        vm.kick(vcpu, vm.kick_mode());
     }
 
     /// Takes one finished fault of the vCPU.

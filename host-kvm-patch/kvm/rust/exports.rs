@@ -7,7 +7,7 @@ use abi::hypercall::{VE_APF_FAIL, VE_APF_QUEUED, VE_APF_RESOLVED, VE_APF_UNKNOWN
 use abi::msr::{Caps, EnValue, caps_value};
 use abi::ring::VE_APF_CAUSE_NONE;
 use abi::ve_info::VE_APF_REASON_EPT_VIOLATION;
-use host::fault::{Answer, fault};
+use host::fault::{Answer, fail, fault};
 use host::platform::{GuestError, Page, Resolution, Vm};
 use host::submit::{Submitted, status, submit};
 use host::sweep::{Sweep, detach_all, sweep};
@@ -98,25 +98,46 @@ pub unsafe extern "C" fn ve_apf_host_fault(
     // SAFETY: the caller's promise.
     let (vcpu, vm, state) = unsafe { this(v) };
     let page = Page { gfn, write };
-    let info = FaultInfo {
-        reason: VE_APF_REASON_EPT_VIOLATION,
-        qualification,
-        gpa,
-        ..FaultInfo::default()
-    };
-    let answer = match fault(&vcpu, state, &vm, page, info) {
-        Ok(Answer::Injected(slot, joined)) => FaultResult {
-            kind: if joined == Joined::Running { sys::JOINED } else { sys::STARTED },
-            slot: u32::from(slot.get()),
-        },
-        Ok(Answer::Sync(reason)) => FaultResult { kind: sys::SYNC + reason as u32, slot: 0 },
+    let answer = fault(&vcpu, state, &vm, page, fault_info(qualification, gpa));
+    // SAFETY: the caller's promise.
+    unsafe { result.write(fault_result(&vcpu, answer)) };
+}
+
+/// A page can never come, for `cause`.
+///
+/// # Safety
+/// As [`ve_apf_host_fault`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ve_apf_host_fail(
+    v: *mut KvmVcpu,
+    qualification: u64,
+    gpa: u64,
+    cause: u16,
+    result: *mut FaultResult,
+) {
+    // SAFETY: the caller's promise.
+    let (vcpu, vm, state) = unsafe { this(v) };
+    let answer = fail(&vcpu, state, &vm, fault_info(qualification, gpa), cause);
+    // SAFETY: the caller's promise.
+    unsafe { result.write(fault_result(&vcpu, answer)) };
+}
+
+fn fault_info(qualification: u64, gpa: u64) -> FaultInfo {
+    FaultInfo { reason: VE_APF_REASON_EPT_VIOLATION, qualification, gpa, ..FaultInfo::default() }
+}
+
+fn fault_result(vcpu: &ThisVcpu, answer: Result<Answer, GuestError>) -> FaultResult {
+    let (kind, slot) = match answer {
+        Ok(Answer::Injected(slot, Joined::Running)) => (sys::JOINED, slot.get()),
+        Ok(Answer::Injected(slot, Joined::Started)) => (sys::STARTED, slot.get()),
+        Ok(Answer::Failed(slot)) => (sys::FAILED, slot.get()),
+        Ok(Answer::Sync(reason)) => (sys::SYNC + reason as u32, 0),
         Err(error) => {
-            stop(&vcpu, error);
-            FaultResult { kind: sys::BROKEN, slot: 0 }
+            stop(vcpu, error);
+            (sys::BROKEN, 0)
         }
     };
-    // SAFETY: the caller's promise.
-    unsafe { result.write(answer) };
+    FaultResult { kind, slot: u32::from(slot) }
 }
 
 /// Completes what is finished; -1 if the guest broke its ring.
@@ -242,4 +263,27 @@ pub unsafe extern "C" fn ve_apf_host_finish(vm: *mut KvmVm, index: u32, serial: 
         cause => Resolution::Failed(cause),
     };
     vm.locked(|works| works.finish(&vm, WorkId { index, serial }, resolution));
+}
+
+/// Fails what has waited since `before`, by `ve_apf_vm_now()`; returns since when the longest of
+/// the others has waited, or `u64::MAX`.
+///
+/// # Safety
+/// As [`ThisVm::new`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ve_apf_host_expire(vm: *mut KvmVm, before: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    let vm = unsafe { ThisVm::new(vm) };
+    vm.locked(|works| works.expire(&vm, before)).unwrap_or(u64::MAX)
+}
+
+/// Other memory, or none, is at the gfns from `start` to below `end`.
+///
+/// # Safety
+/// As [`ThisVm::new`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ve_apf_host_moved(vm: *mut KvmVm, start: u64, end: u64) {
+    // SAFETY: the caller's promise.
+    let vm = unsafe { ThisVm::new(vm) };
+    vm.locked(|works| works.moved(&vm, start, end));
 }

@@ -65,6 +65,11 @@ impl Vm<WORKS, WAITERS, VCPUS> for ThisVm {
         unsafe { sys::ve_apf_vm_start(self.0, work.index, work.serial, page.gfn, page.write) }
     }
 
+    fn now(&self) -> u64 {
+        // SAFETY: as `start`.
+        unsafe { sys::ve_apf_vm_now(self.0) }
+    }
+
     fn kick(&self, vcpu: u32, _: KickMode) {
         // SAFETY: as `start`. KVM's kick covers every mode: its LAPIC is never passed through.
         unsafe { sys::ve_apf_vm_kick(self.0, vcpu) }

@@ -30,6 +30,7 @@ pub struct FaultResult {
 pub(crate) const STARTED: u32 = 0;
 pub(crate) const JOINED: u32 = 1;
 pub(crate) const BROKEN: u32 = 2;
+pub(crate) const FAILED: u32 = 3;
 pub(crate) const SYNC: u32 = 16;
 
 /// `struct ve_apf_completed`
@@ -68,6 +69,7 @@ unsafe extern "C" {
         gfn: u64,
         write: bool,
     ) -> bool;
+    pub(crate) fn ve_apf_vm_now(vm: *mut KvmVm) -> u64;
     pub(crate) fn ve_apf_vm_kick(vm: *mut KvmVm, vcpu: u32);
     pub(crate) fn ve_apf_vcpu_vm(v: *mut KvmVcpu) -> *mut KvmVm;
     pub(crate) fn ve_apf_vcpu_state(v: *mut KvmVcpu) -> *mut c_void;

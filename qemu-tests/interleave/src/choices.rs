@@ -30,7 +30,9 @@ pub enum Choice {
     /// A page becomes possible.
     Repair(usize),
     /// The deadline of a work.
-    Deadline(usize),
+    Deadline,
+    /// Other memory appears at the frame that this thread works for.
+    Move(usize),
     /// A task in user mode is preempted.
     Preempt(usize),
     /// Save and restore; the pending events are lost, or the pages.
@@ -87,9 +89,13 @@ pub fn choices(world: &World, state: &State, out: &mut Vec<Choice>) {
             out.push(Choice::Repair(gfn));
         }
     }
-    if budget.deadlines > 0 {
-        let running = |&worker: &usize| !state.workers[worker].late;
-        out.extend((0..state.workers.len()).filter(running).map(Choice::Deadline));
+    let running = |&worker: &usize| !state.workers[worker].late;
+    let mut running = (0..state.workers.len()).filter(running).peekable();
+    if budget.deadlines > 0 && running.peek().is_some() {
+        out.push(Choice::Deadline);
+    }
+    if budget.moves > 0 {
+        out.extend(running.map(Choice::Move));
     }
     let outside = |mode| mode != Mode::Host;
     if budget.restores > 0 && state.vcpus.iter().all(|vcpu| outside(vcpu.mode)) {

@@ -11,9 +11,9 @@ use ve_apf_abi::access::FaultInfo;
 use ve_apf_abi::hypercall::{
     VE_APF_EINVAL, VE_APF_FAIL, VE_APF_QUEUED, VE_APF_RESOLVED, VE_APF_UNKNOWN,
 };
-use ve_apf_abi::ring::{VE_APF_QUAL_READ, VE_APF_QUAL_WRITE};
+use ve_apf_abi::ring::{VE_APF_CAUSE_GONE, VE_APF_QUAL_READ, VE_APF_QUAL_WRITE};
 use ve_apf_host::complete::{complete, interrupts_possible};
-use ve_apf_host::fault::{Answer, fault};
+use ve_apf_host::fault::{Answer, fail, fault};
 use ve_apf_host::platform::{GuestError, Page};
 use ve_apf_host::submit::{Submitted, status, submit};
 use ve_apf_host::sweep::{Sweep, sweep};
@@ -112,14 +112,20 @@ impl<'a> Host<'a> {
         let qualification = if write { VE_APF_QUAL_WRITE } else { VE_APF_QUAL_READ };
         let info =
             FaultInfo { reason: 48, qualification, gpa: page.gfn << 12, ..FaultInfo::default() };
+        let scenario = &self.cpu.thread.world.scenario;
+        let gone = self.cpu.thread.world.with(|state| state.frames[gfn] == Frame::Gone);
         self.cpu.ring.crowded.set(true);
-        let answer = self.owning(|state| fault(&self.cpu, state, &self.vm(), page, info));
+        let answer = self.owning(|state| match scenario.fails_at_once && gone {
+            true => fail(&self.cpu, state, &self.vm(), info, VE_APF_CAUSE_GONE),
+            false => fault(&self.cpu, state, &self.vm(), page, info),
+        });
         self.cpu.ring.crowded.set(false);
         let answer = answer?;
         self.cpu.thread.note(|| format!("fault on gfn {gfn}: {answer:?}"));
         match answer {
             Answer::Injected(_, Joined::Running) => self.reach(Reach::Joined),
             Answer::Injected(_, Joined::Started) => {}
+            Answer::Failed(_) => self.reach(Reach::FailedAtOnce),
             Answer::Sync(_) => {
                 self.reach(Reach::Sync);
                 self.resolve(gfn);
@@ -201,7 +207,8 @@ impl<'a> Host<'a> {
             vcpu.sweeping = true;
             let failure = |slot: &SlotModel| {
                 let word = slot.word;
-                word.state().is_waiting() && slot.known_failed == Some(word.generation().get())
+                let known = slot.known_failed.is_some_and(|(of, _)| of == word.generation().get());
+                word.state().is_waiting() && known
             };
             (vcpu.ring.slots.iter().any(failure), vcpu.info.slot.is_some() && !vcpu.info.told)
         });

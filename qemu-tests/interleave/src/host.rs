@@ -44,6 +44,11 @@ impl Vm<4, 6, 2> for HostVm<'_> {
         room
     }
 
+    /// Time stands still: a deadline is over when the environment says so.
+    fn now(&self) -> u64 {
+        0
+    }
+
     fn kick(&self, vcpu: u32, _mode: KickMode) {
         self.world.note(|| format!("kick vCPU {vcpu}"));
         self.world.with(|state| {
@@ -122,7 +127,7 @@ impl<'a> Vcpu for HostCpu<'a> {
             Frame::Gone => (Mapping::Failed(VE_APF_CAUSE_GONE), 2),
         });
         self.thread.learn(code);
-        self.ring.mapped.set(Some((page.gfn, code == 2)));
+        self.ring.mapped.set(Some((page.gfn, mapping)));
         self.thread.note(|| format!("map gfn {gfn}: {mapping:?}"));
         mapping
     }
@@ -149,29 +154,52 @@ pub fn interrupts_on(state: &State, vcpu: usize) -> bool {
     !vcpu.in_nmi && !vcpu.in_irq && vcpu.current.is_none_or(|task| state.tasks[task].irqs)
 }
 
-/// A work is over, or its deadline is: then `late` says so of the thread that still works on it.
+/// The thread that worked on it is done with a work; `late`: the work had ended before.
 pub fn finish(world: &'static World, id: WorkId, resolution: Resolution, late: bool) {
-    let vm = HostVm { world, thread: None };
-    let ended = vm.locked(|works| {
-        let before = works.running();
-        works.finish(&vm, id, resolution);
-        before - works.running()
-    });
+    let ended = change(world, |vm, works| works.finish(vm, id, resolution));
     if ended != u32::from(!late) {
         world.violate(format!("a thread that ends (late: {late}) ended {ended} works"));
     }
+}
+
+/// The deadline of all that wait is over.
+pub fn expire(world: &'static World) {
+    let ended = change(world, |vm, works| {
+        if let Some(since) = works.expire(vm, 0) {
+            world.violate(format!("something waits since {since}, after all expired"));
+        }
+    });
+    if ended != 0 {
+        world.violate(format!("a deadline ended {ended} works"));
+    }
+}
+
+/// Other memory is at `gfn` from now on.
+pub fn moved(world: &'static World, gfn: u64) {
+    change(world, |vm, works| works.moved(vm, gfn, gfn + 1));
+}
+
+/// Changes the table from outside the vCPUs' threads; returns how many works that ended.
+fn change(world: &'static World, f: impl FnOnce(&HostVm<'_>, &mut VmWorks)) -> u32 {
+    let vm = HostVm { world, thread: None };
+    let ended = vm.locked(|works| {
+        let before = works.running();
+        f(&vm, works);
+        before - works.running()
+    });
     // From here on a failure is known. Read off a copy of the mailboxes.
     world.with(|state| {
         let Some(mut works) = state.works.get().cloned() else { return };
         for (index, vcpu) in state.vcpus.iter_mut().enumerate() {
             while let Some(mail) = works.take_mail(index as u32) {
-                if let Resolution::Failed(_) = mail.resolution {
+                if let Resolution::Failed(cause) = mail.resolution {
                     let slot = &mut vcpu.ring.slots[usize::from(mail.slot.get())];
-                    slot.known_failed = Some(mail.generation.get());
+                    slot.known_failed = Some((mail.generation.get(), cause));
                 }
             }
         }
     });
+    ended
 }
 
 /// A VMM writes EN of a vCPU that is paused.

@@ -3,13 +3,13 @@
 use crate::choices::Choice;
 use crate::exits::run;
 use crate::fiber::{Fiber, Stacks, Thread};
-use crate::host::{finish, write_en};
+use crate::host::{expire, finish, moved, write_en};
 use crate::nmi::run_nmi;
 use crate::task::{run_interrupt, run_task};
 use crate::vcpu::{Exit, Mode};
 use crate::world::{Frame, Status, World, name};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use ve_apf_abi::ring::{VE_APF_CAUSE_DEADLINE, VE_APF_CAUSE_GONE};
+use ve_apf_abi::ring::VE_APF_CAUSE_GONE;
 use ve_apf_host::platform::Resolution;
 
 /// The fibers of one run.
@@ -140,6 +140,8 @@ impl Machine {
         let outcome = world.with(|state| {
             let gfn = worker.page.gfn as usize;
             let outcome = match state.frames[gfn] {
+                // It worked for what was there before.
+                _ if worker.late => Resolution::Retry,
                 Frame::Gone => Resolution::Failed(VE_APF_CAUSE_GONE),
                 Frame::Missing => {
                     state.frames[gfn] = Frame::InHost;
@@ -180,14 +182,23 @@ impl Machine {
                 state.frames[gfn] = Frame::Missing;
                 state.disturbed = true;
             }),
-            Choice::Deadline(index) => {
-                let id = world.with(|state| {
+            Choice::Deadline => {
+                world.with(|state| {
                     state.budget.deadlines -= 1;
                     state.disturbed = true;
-                    state.workers[index].late = true;
-                    state.workers[index].id
                 });
-                finish(world, id, Resolution::Failed(VE_APF_CAUSE_DEADLINE), false);
+                expire(world);
+            }
+            Choice::Move(index) => {
+                let gfn = world.with(|state| {
+                    state.budget.moves -= 1;
+                    state.disturbed = true;
+                    state.workers[index].late = true;
+                    let gfn = state.workers[index].page.gfn;
+                    state.frames[gfn as usize] = Frame::Missing;
+                    gfn
+                });
+                moved(world, gfn);
             }
             Choice::Preempt(vcpu) => world.with(|state| {
                 state.budget.preemptions -= 1;

@@ -10,8 +10,9 @@ use crate::vcpu::{RingModel, SLOTS, SlotModel, VcpuModel};
 use crate::world::{Frame, State, Status};
 use std::cell::Cell;
 use ve_apf_abi::access::{Bitmap, FaultInfo, RingAccess};
-use ve_apf_abi::ring::{SlotIndex, VE_APF_SLOT_MASK};
+use ve_apf_abi::ring::{SlotIndex, VE_APF_CAUSE_DEADLINE, VE_APF_SLOT_MASK};
 use ve_apf_abi::word::{SlotWord, State as SlotState};
+use ve_apf_host::platform::Mapping;
 
 /// Who accesses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +30,8 @@ pub struct ModelRing<'a> {
     side: Side,
     /// The slots that no scenario uses are seen as taken.
     pub crowded: Cell<bool>,
-    /// The last page that the host tried to map, and whether it said that it can never come.
-    pub mapped: Cell<Option<(u64, bool)>>,
+    /// The last page that the host tried to map, and what came of it.
+    pub mapped: Cell<Option<(u64, Mapping)>>,
 }
 
 impl<'a> ModelRing<'a> {
@@ -110,6 +111,12 @@ impl<'a> ModelRing<'a> {
         let model = &mut state.vcpus[self.ring].ring.slots[usize::from(slot.get())];
         let allowed = match (self.side, from, to) {
             (_, SlotState::NONE, SlotState::CAN_CONTINUE) => next,
+            (Side::Host, SlotState::NONE, SlotState::FAIL) => {
+                if frame != Frame::Gone {
+                    self.violate(format!("slot {}: FAIL of a page that is not gone", slot.get()));
+                }
+                next
+            }
             (Side::Guest, SlotState::CAN_CONTINUE, SlotState::SUSPEND_ME) => same,
             (Side::Guest, from, SlotState::NONE) => same && from.is_outcome(),
             (Side::Host, _, SlotState::NONE) => lost,
@@ -117,19 +124,27 @@ impl<'a> ModelRing<'a> {
                 if model.completed_use.replace(usage) == Some(usage) {
                     self.violate(format!("slot {} completed twice", slot.get()));
                 }
-                let tried = self.mapped.get();
                 let gfn = model.fault.gpa >> 12;
+                let tried = self.mapped.get().and_then(|(at, how)| (at == gfn).then_some(how));
+                let known = model.known_failed.filter(|(of, _)| *of == usage).map(|(_, why)| why);
+                let expired = known == Some(VE_APF_CAUSE_DEADLINE);
+                let stays = match frame {
+                    Frame::Gone => known.is_some(),
+                    _ => expired && tried == Some(Mapping::NotNow),
+                };
                 if to == SlotState::RESOLVED {
-                    if !sweeping && tried != Some((gfn, false)) {
+                    if !sweeping && !matches!(tried, Some(Mapping::Mapped | Mapping::NotNow)) {
                         self.violate(format!("slot {}: RESOLVED, not mapped", slot.get()));
                     }
-                    if model.known_failed == Some(usage) && frame == Frame::Gone {
+                    if stays {
                         self.violate(format!("slot {}: FAIL became RESOLVED", slot.get()));
                     }
                     if !disturbed && frame != Frame::Mapped {
                         self.violate(format!("slot {}: RESOLVED without the page", slot.get()));
                     }
-                } else if tried != Some((gfn, true)) {
+                } else if !matches!(tried, Some(Mapping::Failed(_)))
+                    && !(expired && tried == Some(Mapping::NotNow))
+                {
                     self.violate(format!("slot {}: FAIL, not tried again", slot.get()));
                 }
                 same

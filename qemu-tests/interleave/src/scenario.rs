@@ -78,8 +78,10 @@ pub struct Budget {
     pub restores: u8,
     /// A task is preempted in user mode.
     pub preemptions: u8,
-    /// The deadline fails a work that still runs.
+    /// The deadline fails all that wait.
     pub deadlines: u8,
+    /// Other memory appears at a frame for which a thread works.
+    pub moves: u8,
     /// A frame that could never come can, from now on.
     pub repairs: u8,
     /// An NMI hits vCPU 0.
@@ -104,6 +106,8 @@ pub enum Reach {
     Abandoned,
     /// A task was told that its page can never come.
     Failed,
+    /// A fault was failed when it happened.
+    FailedAtOnce,
     /// A task was woken for nothing.
     SpuriousWake,
     /// A nested fault suspended.
@@ -172,6 +176,8 @@ pub struct Scenario {
     pub nmi: Vec<usize>,
     /// What may go wrong.
     pub budget: Budget,
+    /// The host knows of a page that can never come when it is touched, not only after a thread tried.
+    pub fails_at_once: bool,
     /// A restore may drop the pending #VE and interrupt.
     pub loses_events: bool,
     /// A restore may take all pages away.
@@ -265,7 +271,7 @@ impl Scenario {
     pub fn may_fail(&self, task: usize) -> bool {
         let gone = |gfn: usize| self.frames[gfn] == crate::world::Frame::Gone;
         self.tasks[task].script.iter().any(|action| match *action {
-            Action::Touch { gfn, .. } => gone(gfn),
+            Action::Touch { gfn, .. } => gone(gfn) || self.budget.deadlines > 0,
             _ => false,
         })
     }

@@ -17,6 +17,7 @@ const NONE: Budget = Budget {
     restores: 0,
     preemptions: 0,
     deadlines: 0,
+    moves: 0,
     repairs: 0,
     nmis: 0,
     detours: 0,
@@ -34,6 +35,7 @@ fn base(name: &'static str) -> Scenario {
         tasks: Vec::new(),
         nmi: Vec::new(),
         budget: NONE,
+        fails_at_once: false,
         loses_events: false,
         loses_pages: false,
         late_interrupts: false,
@@ -155,7 +157,26 @@ fn disturb() -> Vec<Scenario> {
             vcpus: 1,
             tasks: one_each(),
             budget: Budget { deadlines: 1, ..NONE },
+            reaches: vec![Reach::Parked, Reach::Failed, Reach::Joined],
             ..base("deadline")
+        },
+        Scenario {
+            tasks: vec![task(0, &[touch(0, User)]), task(0, &[touch(0, ATOMIC)])],
+            budget: Budget { deadlines: 1, ..NONE },
+            reaches: vec![Reach::Failed, Reach::Halted],
+            ..base("deadline-suspended")
+        },
+        Scenario {
+            tasks: vec![task(0, &[touch(0, User)]), task(1, &[touch(0, User)])],
+            budget: Budget { moves: 1, ..NONE },
+            ..base("moved")
+        },
+        Scenario {
+            vcpus: 1,
+            frames: vec![Frame::Gone, Frame::Missing],
+            tasks: one_each(),
+            budget: Budget { moves: 1, ..NONE },
+            ..base("moved-gone")
         },
     ]
 }
@@ -231,6 +252,35 @@ fn fail() -> Vec<Scenario> {
             tasks: vec![task(0, &[touch(0, User)]), pinned(0, &[Action::Disable])],
             reaches: vec![Reach::Failed, Reach::SweptFailure],
             ..base("fail-disable")
+        },
+        Scenario {
+            tasks: vec![task(0, &[touch(0, User)]), pinned(0, &[Action::Disable])],
+            frames: vec![Frame::Missing],
+            budget: Budget { deadlines: 1, ..NONE },
+            reaches: vec![Reach::Failed, Reach::SweptFailure],
+            ..base("deadline-disable")
+        },
+        Scenario {
+            fails_at_once: true,
+            tasks: vec![task(0, &[touch(0, User)]), task(0, &[touch(0, ATOMIC)])],
+            budget: Budget { repairs: 1, ..NONE },
+            reaches: vec![Reach::FailedAtOnce, Reach::Failed],
+            ..base("fail-at-once")
+        },
+        Scenario {
+            fails_at_once: true,
+            slots: 1,
+            tasks: vec![task(0, &[touch(0, User), touch(1, User)]), task(0, &[touch(0, User)])],
+            reaches: vec![Reach::FailedAtOnce],
+            ..base("fail-at-once-scarce")
+        },
+        Scenario {
+            fails_at_once: true,
+            loses_events: true,
+            tasks: vec![task(0, &[touch(0, User)])],
+            budget: Budget { restores: 1, ..NONE },
+            reaches: vec![Reach::FailedAtOnce, Reach::Failed],
+            ..base("fail-at-once-restore")
         },
     ]
 }

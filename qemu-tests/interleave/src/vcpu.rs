@@ -22,7 +22,7 @@ pub struct SlotModel {
     /// For the checks: the last use that the host completed.
     pub completed_use: Option<u32>,
     /// For the checks: the use whose work is known to have failed.
-    pub known_failed: Option<u32>,
+    pub known_failed: Option<(u32, u16)>,
 }
 
 /// One ring, and the guest's private array beside it.

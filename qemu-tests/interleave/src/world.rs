@@ -89,7 +89,7 @@ pub struct Worker {
     pub id: WorkId,
     /// Of which page.
     pub page: Page,
-    /// The deadline ended the work; the thread does not know.
+    /// The frame is other memory now, and the work has ended; the thread does not know.
     pub late: bool,
     /// What came of it, not yet told.
     pub outcome: Option<Resolution>,
