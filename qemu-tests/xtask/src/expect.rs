@@ -100,6 +100,14 @@ impl Expectation {
     }
 }
 
+/// The value of an expression, as it is shown to people.
+pub(crate) fn value(text: &str, records: &[Record]) -> Result<String, String> {
+    Ok(match eval(&parser::expression(text)?, records)? {
+        Term::Text(text) => text,
+        other => other.show(),
+    })
+}
+
 fn eval(expr: &Expr, records: &[Record]) -> Result<Term, String> {
     match expr {
         Expr::Number(n) => Ok(Term::Number(*n)),

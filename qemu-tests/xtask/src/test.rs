@@ -5,6 +5,7 @@ use crate::error::{Kind, fail};
 use crate::host_tests::{self, Counts};
 use crate::initrd::Programs;
 use crate::lane::Lane;
+use crate::report::failures::Table;
 use crate::runner::{self, Lab, Outcome, Status};
 use crate::{kernel, paths, setup};
 use anyhow::Result;
@@ -32,12 +33,17 @@ pub(crate) struct TestArgs {
     /// Print the cases, run nothing
     #[arg(long)]
     list: bool,
+    /// Write docs/failures.md from this run (target/test/failures.md is written always)
+    #[arg(long)]
+    docs: bool,
 }
 
 /// Runs it; true if everything was as it should be.
 pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     let dir = paths::root().join("qemu-tests/cases");
     let suite = cases::load(&dir, "test")?;
+    let names: Vec<&str> = suite.cases.iter().map(|case| case.name.as_str()).collect();
+    let failures = Table::load(&paths::root().join("qemu-tests/failures.toml"), &names)?;
     let wanted = |name: &str| args.filter.as_deref().is_none_or(|f| name.contains(f));
     let selected: Vec<&Case> = suite
         .cases
@@ -83,6 +89,11 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     outcomes.append(&mut self_checks);
     let totals = summarize(&outcomes, host.then_some(&counts));
     write_results(&out.join("results.json"), &outcomes, &totals)?;
+    let page = failures.render(&outcomes);
+    paths::write_atomic(&out.join("failures.md"), page.as_bytes())?;
+    if args.docs {
+        paths::write_atomic(&paths::root().join("docs/failures.md"), page.as_bytes())?;
+    }
     println!("{} passed, {} failed, {} skipped", totals.passed, totals.failed, totals.skipped);
     Ok(match &must_fail {
         None => totals.failed == 0,
@@ -172,11 +183,25 @@ fn summarize(outcomes: &[Outcome], host: Option<&Counts>) -> Totals {
             println!("         {why}");
         }
         if let (Status::Failed, Some(log)) = (outcome.status, &outcome.log) {
-            println!("         log: {}", log.display());
+            println!("         log: {}, which ends", log.display());
+            for line in ends_with(log) {
+                println!("         | {line}");
+            }
         }
     }
     println!();
     totals
+}
+
+/// The last lines of a log, for whoever has only what was printed. Records are long; their beginning tells enough.
+fn ends_with(log: &Path) -> Vec<String> {
+    const LINES: usize = 40;
+    const WIDTH: usize = 300;
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    let last = &lines[lines.len().saturating_sub(LINES)..];
+    last.iter().map(|line| line.chars().take(WIDTH).collect()).collect()
 }
 
 fn write_results(path: &Path, outcomes: &[Outcome], totals: &Totals) -> Result<()> {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::conclude;
 use super::qemu::{Guest, Qemu};
@@ -25,22 +25,32 @@ pub fn run(append: &str) -> Result<()> {
         let qemu = Qemu::start(name, &guest)?;
         Ok((qemu, Qmp::connect(&socket)?))
     };
-    let (source, mut source_qmp) = start("source", &[])?;
+    let (mut source, mut source_qmp) = start("source", &[])?;
     source.wait_for("kind", "walking", Duration::from_secs(120))?;
-    let (target, mut target_qmp) = start("target", &["-incoming", MIGRATION])?;
+    // A guest that resets has failed; it stays to be looked at.
+    let stays = ["-incoming", MIGRATION, "-action", "reboot=shutdown,shutdown=pause"];
+    let (mut target, mut target_qmp) = start("target", &stays)?;
+    let moved = migrate(&mut source_qmp, &mut target_qmp, &mut target);
+    let (walk, requests) = moved.inspect_err(|_| {
+        source_qmp.explain("source");
+        target_qmp.explain("target");
+    })?;
+    conclude("postcopy", &walk, json!({"postcopy_requests": requests}))
+}
 
-    for qmp in [&mut source_qmp, &mut target_qmp] {
+/// Moves the guest; returns its record, and how many pages it asked for.
+fn migrate(source: &mut Qmp, target: &mut Qmp, guest: &mut Qemu) -> Result<(Value, Value)> {
+    for qmp in [&mut *source, &mut *target] {
         let postcopy = json!({"capabilities": [{"capability": "postcopy-ram", "state": true}]});
         qmp.run("migrate-set-capabilities", postcopy)?;
     }
     // Slow, so that the guest at the destination meets missing pages.
     let slow = json!({"max-bandwidth": 4 << 20, "max-postcopy-bandwidth": 12 << 20});
-    source_qmp.run("migrate-set-parameters", slow)?;
-    source_qmp.run("migrate", json!({"uri": MIGRATION}))?;
-    source_qmp.migration_until(&["active"], Duration::from_secs(30))?;
-    source_qmp.run("migrate-start-postcopy", json!({}))?;
-    let done = source_qmp.migration_until(&["completed"], Duration::from_secs(180))?;
-    let walk = target.wait_for("kind", "walk", Duration::from_secs(180))?;
-    let requests = done["ram"]["postcopy-requests"].clone();
-    conclude("postcopy", &walk, json!({"postcopy_requests": requests}))
+    source.run("migrate-set-parameters", slow)?;
+    source.run("migrate", json!({"uri": MIGRATION}))?;
+    source.migration_until(&["active"], Duration::from_secs(30))?;
+    source.run("migrate-start-postcopy", json!({}))?;
+    let done = source.migration_until(&["completed"], Duration::from_secs(120))?;
+    let walk = guest.wait_for("kind", "walk", Duration::from_secs(90))?;
+    Ok((walk, done["ram"]["postcopy-requests"].clone()))
 }

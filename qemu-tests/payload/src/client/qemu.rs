@@ -90,7 +90,7 @@ impl Qemu {
     }
 
     /// Waits for a record of the guest whose `key` is `value`.
-    pub fn wait_for(&self, key: &str, value: &str, timeout: Duration) -> Result<Value> {
+    pub fn wait_for(&mut self, key: &str, value: &str, timeout: Duration) -> Result<Value> {
         let end = Instant::now() + timeout;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -100,7 +100,8 @@ impl Qemu {
                     bail!("{}: no record with {key}={value} in {} s", self.name, timeout.as_secs())
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    bail!("{}: ended without a record with {key}={value}", self.name)
+                    let status = self.child.wait()?;
+                    bail!("{}: ended ({status}) without a record with {key}={value}", self.name)
                 }
             };
             let Some((_, text)) = line.split_once("@ve-apf ") else { continue };

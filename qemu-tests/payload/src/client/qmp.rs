@@ -62,6 +62,16 @@ impl Qmp {
         }
     }
 
+    /// Prints where the guest is, for whoever reads the log of a run that failed.
+    pub fn explain(&mut self, name: &str) {
+        for what in ["info status", "info migrate", "info registers", "info lapic"] {
+            match self.run("human-monitor-command", json!({"command-line": what})) {
+                Ok(said) => println!("{name}: {what}: {}", said.as_str().unwrap_or_default()),
+                Err(error) => println!("{name}: {what}: {error:#}"),
+            }
+        }
+    }
+
     fn read(&mut self) -> Result<Value> {
         let mut line = String::new();
         if self.reader.read_line(&mut line)? == 0 {

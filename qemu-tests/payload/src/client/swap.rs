@@ -29,7 +29,7 @@ pub fn run(device: &str, append: &str) -> Result<()> {
     let append = format!("veapf.run=walk veapf.mib=128 veapf.tasks=8 veapf.seconds=20 {append}");
     let procs = format!("{CGROUP}/cgroup.procs");
     let guest = Guest { memory: 224, vcpus: 1, append: &append, more: &[], cgroup: Some(&procs) };
-    let qemu = Qemu::start("swap", &guest)?;
+    let mut qemu = Qemu::start("swap", &guest)?;
     let walk = qemu.wait_for("kind", "walk", Duration::from_secs(240))?;
     let swapped_in = pages_swapped_in()? - before;
     conclude("swap", &walk, json!({"swapped_in": swapped_in}))

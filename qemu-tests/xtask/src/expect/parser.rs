@@ -61,6 +61,14 @@ pub(super) fn comparison(text: &str) -> Result<(Expr, Op, Expr), String> {
     }
 }
 
+/// Parses a whole sum.
+pub(super) fn expression(text: &str) -> Result<Expr, String> {
+    let mut parser = Parser { rest: text };
+    let sum = parser.sum()?;
+    parser.skip();
+    if parser.rest.is_empty() { Ok(sum) } else { Err(format!("unexpected '{}'", parser.rest)) }
+}
+
 impl Parser<'_> {
     fn skip(&mut self) {
         self.rest = self.rest.trim_start();
