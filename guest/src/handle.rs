@@ -83,6 +83,7 @@ fn delivered<P: Platform>(cpu: &P, info: &P::VeInfo, mode: Mode) -> Verdict {
         let answer = cpu.suspend(fault.gpa, fault.qualification);
         info.clear_busy();
         if answer == VE_APF_FAIL.cast_signed() {
+            cpu.report(Event::Failed(None, VE_APF_CAUSE_GONE));
             return failure(&fault, VE_APF_CAUSE_GONE);
         }
         return Verdict::Retry;
@@ -139,7 +140,7 @@ fn conclude<P: Platform>(
     let cause = if failed { cpu.ring().cause(slot) } else { VE_APF_CAUSE_NONE };
     free(cpu, slot, word);
     if failed {
-        cpu.report(Event::Failed(slot, cause));
+        cpu.report(Event::Failed(Some(slot), cause));
         return failure(fault, cause);
     }
     Verdict::Retry

@@ -69,8 +69,8 @@ pub enum Event {
     Abandoned(SlotIndex, Generation),
     /// The vCPU was suspended.
     Suspended(SlotIndex, SuspendReason),
-    /// The host failed the fault.
-    Failed(SlotIndex, u16),
+    /// The host failed the fault, of this slot if there was one, for this `VE_APF_CAUSE_*`.
+    Failed(Option<SlotIndex>, u16),
     /// A task was woken though the host had not spoken: it sleeps again.
     SpuriousWake(SlotIndex),
     /// The completion interrupt: how many tasks it woke.

@@ -184,9 +184,7 @@ impl Platform for Linux {
             Event::Suspended(slot, reason) => {
                 self.tell(EventNumber::Suspended, Some(slot), reason as u64);
             }
-            Event::Failed(slot, cause) => {
-                self.tell(EventNumber::Failed, Some(slot), u64::from(cause));
-            }
+            Event::Failed(slot, cause) => self.tell(EventNumber::Failed, slot, u64::from(cause)),
             Event::SpuriousWake(slot) => self.tell(EventNumber::SpuriousWake, Some(slot), 0),
             Event::Interrupt(woken) => self.tell(EventNumber::Interrupt, None, u64::from(woken)),
             Event::Rescued(slot) => self.tell(EventNumber::Rescued, Some(slot), 0),
