@@ -11,6 +11,7 @@ pub mod fault_trace;
 pub mod guest_counters;
 pub mod options;
 pub mod plan;
+pub mod process;
 pub mod section;
 pub mod selftest;
 pub mod sys;

@@ -17,6 +17,7 @@ mod msr;
 mod nmi;
 mod offline;
 mod page_cache;
+mod parked;
 mod same_page;
 mod stress;
 mod team;
@@ -62,6 +63,9 @@ pub fn run(name: &str, options: &Options, device: Option<&Device>) -> Result<()>
         "walk" => return walk::run(options, device),
         "msr" => return msr::run(options, device),
         _ => {}
+    }
+    if let Some(event) = name.strip_prefix("parked_") {
+        return parked::run(event, options, device.context("needs the VMM's test device")?);
     }
     let Some((_, run)) = WITH_DEVICE.iter().find(|(known, _)| *known == name) else {
         bail!("veapf.run={name}: unknown workload");
