@@ -66,9 +66,18 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
 
 /// What `pid` has to say now, if anything.
 pub fn poll(pid: i32) -> io::Result<Option<Status>> {
+    wait_for(pid, libc::WNOHANG | libc::WUNTRACED)
+}
+
+/// Waits until `pid` has ended.
+pub fn wait(pid: i32) -> io::Result<Status> {
+    wait_for(pid, 0)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+fn wait_for(pid: i32, flags: i32) -> io::Result<Option<Status>> {
     let mut status = 0;
     // SAFETY: `status` lives through the call.
-    match unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG | libc::WUNTRACED) } {
+    match unsafe { libc::waitpid(pid, &mut status, flags) } {
         0 => Ok(None),
         n if n != pid => Err(io::Error::last_os_error()),
         _ if libc::WIFEXITED(status) => Ok(Some(Status::Exited(libc::WEXITSTATUS(status)))),

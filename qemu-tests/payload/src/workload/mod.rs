@@ -18,6 +18,7 @@ mod nmi;
 mod offline;
 mod page_cache;
 mod parked;
+mod reboot;
 mod same_page;
 mod stress;
 mod team;
@@ -32,7 +33,7 @@ use crate::options::Options;
 type Run = fn(&str, &Options, &Device) -> Result<()>;
 
 /// Workloads that need the test device.
-const WITH_DEVICE: [(&str, Run); 21] = [
+const WITH_DEVICE: [(&str, Run); 22] = [
     ("offline", offline::run),
     ("break_ring", break_ring::run),
     ("contexts", contexts::run),
@@ -54,6 +55,7 @@ const WITH_DEVICE: [(&str, Run); 21] = [
     ("nmi", nmi::run),
     ("bad_input", bad_input::run),
     ("idle", user_touch::run_idle),
+    ("reboot", reboot::run),
 ];
 
 /// Runs one workload.

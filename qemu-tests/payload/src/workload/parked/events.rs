@@ -4,6 +4,7 @@
 use anyhow::{Result, ensure};
 
 use super::cgroup::Cgroup;
+use super::cpu;
 use super::party::Party;
 use super::touch::{self, EXEC, EXIT, JOIN};
 use crate::process::{self, EXEC_CODE, Status, Trace};
@@ -12,7 +13,7 @@ use crate::sys;
 type Script = fn(&mut Party<'_>) -> Result<()>;
 
 /// All of them.
-pub(super) const ALL: [(&str, Script); 17] = [
+pub(super) const ALL: [(&str, Script); 20] = [
     ("touched", touched),
     ("killed", killed),
     ("killed_in_kernel", killed_in_kernel),
@@ -30,6 +31,9 @@ pub(super) const ALL: [(&str, Script); 17] = [
     ("vfork", vfork),
     ("migrated", migrated),
     ("beside", beside),
+    ("offlined", cpu::offlined),
+    ("ring_off", cpu::ring_off),
+    ("ring_again", cpu::ring_again),
 ];
 
 /// The one of this name.

@@ -6,6 +6,7 @@
 //! each step took, in microseconds.
 
 mod cgroup;
+mod cpu;
 mod events;
 mod party;
 mod touch;

@@ -26,6 +26,14 @@ pub(super) fn read_and_move(slice: &Slice, index: usize, round: u64) -> i32 {
     if code == 0 && process::this_cpu() != 1 { ELSEWHERE } else { code }
 }
 
+/// Reads it on CPU 1, and may be anywhere after that.
+pub(super) fn read_on_1(slice: &Slice, index: usize, round: u64) -> i32 {
+    match process::move_to(0, 1) {
+        Ok(()) => read(slice, index, round),
+        Err(_) => ELSEWHERE,
+    }
+}
+
 /// Has the kernel read it.
 pub(super) fn write_to_pipe(slice: &Slice, index: usize, round: u64) -> i32 {
     let Ok(ends) = process::pipe() else { return WRONG };
@@ -42,15 +50,10 @@ pub(super) fn vfork(slice: &Slice, index: usize, round: u64) -> i32 {
         unsafe { at.cast::<u64>().read_volatile() };
         process::exec_exit()
     }
-    let Ok(child) = process::vfork(body, slice.page(index) as usize) else { return WRONG };
-    loop {
-        match process::poll(child) {
-            Ok(None) => std::thread::sleep(std::time::Duration::from_millis(1)),
-            Ok(Some(process::Status::Exited(process::EXEC_CODE))) => {
-                return read(slice, index, round);
-            }
-            _ => return WRONG,
-        }
+    let child = process::vfork(body, slice.page(index) as usize);
+    match child.and_then(process::wait) {
+        Ok(process::Status::Exited(process::EXEC_CODE)) => read(slice, index, round),
+        _ => WRONG,
     }
 }
 
