@@ -52,11 +52,11 @@ mod field {
     pub(super) const E820_MAX: usize = 128;
 }
 
-/// Loads `kernel`, an ELF file, with an initial RAM disk of one file, `/init`. Without `When::Crashed` it starts where it was
-/// linked to start, what goes with it at `beside`; else all of that lies in `beside`.
+/// Loads `kernel`, an ELF file, with an initial RAM disk of these programs, names and contents. A crash kernel lies in `beside`
+/// with all that goes with it; another one where it was linked to, and the rest in `beside`.
 pub fn load(
     kernel: &[u8],
-    init: &[u8],
+    files: &[(&str, &[u8])],
     cmdline: &str,
     memory: &[Memory],
     beside: Range<u64>,
@@ -79,7 +79,7 @@ pub fn load(
         free += (size.max(1) as u64).next_multiple_of(PAGE as u64);
         at
     };
-    let ramdisk = cpio(init);
+    let ramdisk = cpio(files);
     let mut cmdline = cmdline.as_bytes().to_vec();
     cmdline.push(0);
     let (ramdisk_at, cmdline_at) = (place(ramdisk.len()), place(cmdline.len()));
@@ -176,10 +176,11 @@ fn segment(bytes: &[u8], at: u64, size: u64) -> Segment {
     Segment { buffer: bytes.as_ptr(), buffer_size: bytes.len(), memory: at, memory_size }
 }
 
-/// An archive with this one program in it (Documentation/driver-api/early-userspace/buffer-format.rst).
-fn cpio(init: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(init.len() + 1024);
-    for (name, mode, bytes) in [("init", 0o100_755, init), ("TRAILER!!!", 0, &[][..])] {
+/// An archive of programs (Documentation/driver-api/early-userspace/buffer-format.rst).
+fn cpio(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let programs = files.iter().map(|(name, bytes)| (*name, 0o100_755, *bytes));
+    for (name, mode, bytes) in programs.chain([("TRAILER!!!", 0, &[][..])]) {
         let numbers = [1, mode, 0, 0, 1, 0, bytes.len(), 0, 0, 0, 0, name.len() + 1, 0];
         out.extend(b"070701");
         numbers.iter().for_each(|n| out.extend(format!("{n:08x}").bytes()));
@@ -209,7 +210,7 @@ mod tests {
 
     #[test]
     fn archive() {
-        let bytes = cpio(b"hello");
+        let bytes = cpio(&[("init", b"hello")]);
         assert_eq!(&bytes[..6], b"070701");
         assert!(bytes.len().is_multiple_of(4));
         // Header and name are 110 + 5 bytes, padded.

@@ -1,9 +1,10 @@
-//! The kernel goes while faults are outstanding, and another one comes: its faults park as before, and the rings of the first
-//! are never written again.
+//! The kernel goes while faults are outstanding, and another one comes: its faults park as before, and the rings of those before
+//! it are never written again.
 //!
-//! Options: `outstanding` (62); `how`: `reboot`, `sysrq` (at once, without a word to drivers), `kexec` or `crash`;
-//! `latency`: when pages come; without it they do not. Then the tasks that wait for them are stopped, so that they do not fault
-//! again when their ring goes: with no ring the whole CPU would wait.
+//! Options: `outstanding` (62): a list, one number for each kernel but the last; `how`: `reboot`, `sysrq` (at once, without a
+//! word to drivers), `kexec` or `crash`; `latency`: when pages come. Without it they do not; then the tasks that wait for them
+//! are stopped, so that they do not fault again when their ring goes: with no ring the whole CPU would wait. Prints a `boot`
+//! record for each kernel but the first, and a result in the last.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -19,19 +20,27 @@ use crate::device::Device;
 use crate::guest_counters::GuestCounters;
 use crate::kexec::{self, Memory, When};
 use crate::options::Options;
-use crate::tally::{From, Tally};
 use crate::{dmesg, process, sys, system};
 
 /// `reboot`.
 pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> {
-    match options.number("boot", 0)? {
-        0 => first(options, device),
-        boot => second(name, boot, options, device),
+    let boot = options.count("boot", 0)?;
+    let numbers = options.numbers("outstanding", "62")?;
+    let mut record = Value::Null;
+    if boot > 0 {
+        record = arrived(boot, options, device)?;
     }
+    if let Some(outstanding) = numbers.get(boot) {
+        return leave(*outstanding, boot, options, device);
+    }
+    record["kind"] = json!("result");
+    record["workload"] = json!(name);
+    record["outstanding"] = json!(numbers);
+    device.report("", &record);
+    Ok(())
 }
 
-fn first(options: &Options, device: &Device) -> Result<()> {
-    let outstanding = options.count("outstanding", 62)?;
+fn leave(outstanding: usize, boot: usize, options: &Options, device: &Device) -> Result<()> {
     let comes = !options.text("latency", "").is_empty();
     let policy =
         if comes { options.policy()? } else { PolicyArgs { never: true, ..PolicyArgs::fixed(0) } };
@@ -42,14 +51,16 @@ fn first(options: &Options, device: &Device) -> Result<()> {
     device.set_policy(&[], policy)?;
     let rings = rings()?;
     device.mark(Mark::Remember, &rings)?;
-    match options.text("how", "reboot") {
-        "kexec" => load(&slice, &rings, When::Asked)?,
-        "crash" => load(&slice, &rings, When::Crashed)?,
-        _ => {}
+    let how = options.text("how", "reboot");
+    let next = match how {
+        "kexec" => Some(When::Asked),
+        "crash" => Some(When::Crashed),
+        _ => None,
+    };
+    if let Some(when) = next {
+        load(&slice, rings, boot + 1, options, when)?;
     }
     park(device, &slice, outstanding, !comes)?;
-    device.report("", &json!({"kind": "leaving", "outstanding": outstanding, "rings": rings}));
-    let how = options.text("how", "reboot");
     match how {
         "reboot" => system::restart(),
         "sysrq" => fs::write("/proc/sysrq-trigger", "b")?,
@@ -100,40 +111,47 @@ fn park(device: &Device, slice: &Slice, count: usize, stop: bool) -> Result<()> 
 }
 
 /// Loads the kernel that comes after this one. Memory that is missing, and the rings, are not its own.
-fn load(slice: &Slice, rings: &[u64], when: When) -> Result<()> {
-    const BESIDE: std::ops::Range<u64> = 0x280_0000..0x400_0000;
+fn load(slice: &Slice, rings: Vec<u64>, boot: usize, options: &Options, when: When) -> Result<()> {
+    const BESIDE: std::ops::Range<u64> = 0x280_0000..0x600_0000;
     const LOW: u64 = 0x9_fc00;
     let kernel = fs::read("/kernel").context("/kernel (kernel_inside = true)")?;
     let init = fs::read("/proc/self/exe").context("/proc/self/exe")?;
-    let (beside, mut memory) = match when {
-        When::Asked => (BESIDE, kexec::memory()?),
+    let mut all = options.numbers("rings", "")?;
+    all.extend(rings.into_iter().map(|ring| ring as usize));
+    let rings = all.iter().map(|ring| *ring as u64);
+    let taken: Vec<u64> = slice.frames().iter().copied().chain(rings).collect();
+    let page = |frame: &u64| Memory { start: frame << 12, size: 4096, ram: false };
+    let (beside, memory) = match when {
+        When::Asked => {
+            // What lies where the new kernel goes could not be written.
+            let inside = |frame: &u64| *frame << 12 < BESIDE.end;
+            ensure!(!taken.iter().any(inside), "a page lies where the kernel goes");
+            // Pages that were missing before this kernel came are there.
+            let told = kexec::memory()?.into_iter().filter(|one| one.ram || one.size != 4096);
+            (BESIDE, told.chain(taken.iter().map(page)).collect())
+        }
         When::Crashed => {
             let area = kexec::crash_area()?;
-            let low = Memory { start: 0, size: LOW, ram: true };
-            (
-                area.clone(),
-                vec![low, Memory { start: area.start, size: area.end - area.start, ram: true }],
-            )
+            let own = Memory { start: area.start, size: area.end - area.start, ram: true };
+            (area, vec![Memory { start: 0, size: LOW, ram: true }, own])
         }
     };
-    let taken: Vec<u64> = slice.frames().iter().chain(rings).copied().collect();
-    if when == When::Asked {
-        // What lies where the new kernel goes could not be written.
-        let inside = |frame: &&u64| **frame << 12 < BESIDE.end;
-        ensure!(!taken.iter().any(|frame| inside(&frame)), "a page lies where the kernel goes");
-        memory.extend(taken.iter().map(|frame| Memory {
-            start: frame << 12,
-            size: 4096,
-            ram: false,
-        }));
-    }
     let own = fs::read_to_string("/proc/cmdline")?;
-    let words = own.split_whitespace().filter(|word| !word.starts_with("crashkernel="));
-    let cmdline = words.chain(["veapf.boot=1"]).collect::<Vec<_>>().join(" ");
-    kexec::load(&kernel, &init, &cmdline, &memory, beside, when)
+    let old = ["crashkernel=", "veapf.boot=", "veapf.rings="];
+    let words = own.split_whitespace().filter(|word| !old.iter().any(|o| word.starts_with(o)));
+    let rings = all.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    let more = [format!("veapf.boot={boot}"), format!("veapf.rings={rings}")];
+    let cmdline = words.chain(more.iter().map(String::as_str)).collect::<Vec<_>>().join(" ");
+    // A crash kernel is the last one, and has little room.
+    let mut files = vec![("init", &init[..])];
+    if when == When::Asked {
+        files.push(("kernel", &kernel[..]));
+    }
+    kexec::load(&kernel, &files, &cmdline, &memory, beside, when)
 }
 
-fn second(name: &str, boot: u64, options: &Options, device: &Device) -> Result<()> {
+/// In a kernel that is not the first.
+fn arrived(boot: usize, options: &Options, device: &Device) -> Result<Value> {
     let how = options.text("how", "reboot");
     if ["kexec", "crash"].contains(&how) {
         // After a reset the VMM has done these two.
@@ -149,30 +167,32 @@ fn second(name: &str, boot: u64, options: &Options, device: &Device) -> Result<(
     device.set_policy(&[], PolicyArgs::fixed(5000))?;
     device.evict(slice.frames(), 1)?;
     let before = GuestCounters::read();
-    let mut tally = Tally::default();
-    for index in 0..PAGES {
-        let touch = || slice.wrong_bytes(index, 1, 0..PAGE_WORDS);
-        let wrong = tally.touch(From::User, touch);
-        tally.wrong_bytes += wrong;
-    }
+    let wrong: u64 = (0..PAGES).map(|index| slice.wrong_bytes(index, 1, 0..PAGE_WORDS)).sum();
+    let counts = Value::Object(GuestCounters::read().since(&before));
     let [again, _] = device.mark(Mark::Check, &[])?;
     let bad = dmesg::bad_lines();
-    let mut record = Value::Object(GuestCounters::read().since(&before));
-    for (field, value) in [
-        ("kind", json!("result")),
-        ("workload", json!(name)),
-        ("how", json!(how)),
-        ("boot", json!(boot)),
-        ("rings_marked", json!(marked)),
-        ("bytes_written", json!(changed.max(again))),
-        ("faults", json!(PAGES)),
-        ("wrong_bytes", json!(tally.wrong_bytes)),
-        ("ve_apf_log", json!(dmesg::lines_with("ve-apf"))),
-        ("bad", json!(bad.len())),
-        ("bad_lines", json!(bad)),
-    ] {
-        record[field] = value;
-    }
+    let record = json!({
+        "kind": "boot",
+        "how": how,
+        "boot": boot,
+        "rings_marked": marked,
+        "bytes_written": changed.max(again),
+        "faults": PAGES,
+        "wrong_bytes": wrong,
+        "ve_apf": counts["ve_apf"],
+        "ve_apf_log": dmesg::lines_with("ve-apf"),
+        "bad": bad.len(),
+        "bad_lines": bad,
+    });
     device.report("", &record);
-    Ok(())
+    let counted = |name: &str| counts["ve_apf"][name].as_u64();
+    ensure!(
+        record["bytes_written"] == 0
+            && wrong == 0
+            && bad.is_empty()
+            && counted("rescued") == Some(0),
+        "boot {boot}: {record}"
+    );
+    ensure!(counted("parked") == Some(PAGES as u64), "boot {boot}: {record}");
+    Ok(record)
 }

@@ -30,12 +30,8 @@ const MOST: usize = 62;
 /// `parked_EVENT`.
 pub(super) fn run(event: &str, options: &Options, device: &Device) -> Result<()> {
     let script = events::find(event).with_context(|| format!("parked_{event}: no such event"))?;
-    let numbers: Vec<usize> = options
-        .text("outstanding", "0,1,61,62")
-        .split(',')
-        .map(|word| word.parse().ok().filter(|n| *n <= MOST))
-        .collect::<Option<_>>()
-        .context("veapf.outstanding: a list of numbers up to 62")?;
+    let numbers = options.numbers("outstanding", "0,1,61,62")?;
+    ensure!(numbers.iter().all(|n| *n <= MOST), "veapf.outstanding: more than {MOST}");
     let limit = Duration::from_millis(options.number("limit_ms", 2000)?);
     process::only_one_thread()?;
     // All slots are those of one ring.
