@@ -2,7 +2,7 @@
 //! it are never written again.
 //!
 //! Options: `outstanding` (62): a list, one number for each kernel but the last; `how`: `reboot`, `sysrq` (at once, without a
-//! word to drivers), `kexec` or `crash`; `latency`: when pages come. Without it they do not; then the tasks that wait for them
+//! word to drivers), `kexec` or `crash`; `on_cpu` (0): where tasks wait; `latency`: when pages come. Without it they do not; then the tasks that wait for them
 //! are stopped, so that they do not fault again when their ring goes: with no ring the whole CPU would wait. Prints a `boot`
 //! record for each kernel but the first, and a result in the last.
 
@@ -21,6 +21,9 @@ use crate::guest_counters::GuestCounters;
 use crate::kexec::{self, Memory, When};
 use crate::options::Options;
 use crate::{dmesg, process, sys, system};
+
+/// Behind the kernel: where kexec puts what goes with the next one.
+const BESIDE: std::ops::Range<u64> = 0x280_0000..0x600_0000;
 
 /// `reboot`.
 pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> {
@@ -46,7 +49,7 @@ fn leave(outstanding: usize, boot: usize, options: &Options, device: &Device) ->
         if comes { options.policy()? } else { PolicyArgs { never: true, ..PolicyArgs::fixed(0) } };
     process::only_one_thread()?;
     sys::pin_to(0)?;
-    let arena = Arena::anonymous(device, outstanding.max(1))?;
+    let arena = arena_above(device, outstanding.max(1))?;
     let slice = arena.slices(1).remove(0);
     device.set_policy(&[], policy)?;
     let rings = rings()?;
@@ -60,7 +63,7 @@ fn leave(outstanding: usize, boot: usize, options: &Options, device: &Device) ->
     if let Some(when) = next {
         load(&slice, rings, boot + 1, options, when)?;
     }
-    park(device, &slice, outstanding, !comes)?;
+    park(device, &slice, outstanding, options.count("on_cpu", 0)?, !comes)?;
     match how {
         "reboot" => system::restart(),
         "sysrq" => fs::write("/proc/sysrq-trigger", "b")?,
@@ -71,6 +74,18 @@ fn leave(outstanding: usize, boot: usize, options: &Options, device: &Device) ->
     // The CPU that does it may not be this one.
     std::thread::sleep(Duration::from_secs(10));
     bail!("{how}: this kernel is still there")
+}
+
+/// Pages that lie where no new kernel goes: they are missing when it is put there.
+fn arena_above(device: &Device, count: usize) -> Result<Arena> {
+    for _ in 0..50 {
+        let arena = Arena::anonymous(device, count)?;
+        if arena.frames.iter().all(|frame| *frame << 12 >= BESIDE.end) {
+            return Ok(arena);
+        }
+        // Its pages stay in use, so the next one has others.
+    }
+    bail!("no memory above {:#x}", BESIDE.end)
 }
 
 /// Frames of all CPUs' rings.
@@ -84,7 +99,7 @@ fn rings() -> Result<Vec<u64>> {
     (0..sys::cpus_online() as u64).map(ring).collect()
 }
 
-fn park(device: &Device, slice: &Slice, count: usize, stop: bool) -> Result<()> {
+fn park(device: &Device, slice: &Slice, count: usize, cpu: usize, stop: bool) -> Result<()> {
     if count == 0 {
         return Ok(());
     }
@@ -93,7 +108,9 @@ fn park(device: &Device, slice: &Slice, count: usize, stop: bool) -> Result<()> 
     let children: Vec<i32> = (0..count)
         .map(|index| {
             process::fork(|| {
-                slice.read(index, 0);
+                if process::move_to(0, cpu).is_ok() {
+                    slice.read(index, 0);
+                }
                 0
             })
         })
@@ -112,7 +129,6 @@ fn park(device: &Device, slice: &Slice, count: usize, stop: bool) -> Result<()> 
 
 /// Loads the kernel that comes after this one. Memory that is missing, and the rings, are not its own.
 fn load(slice: &Slice, rings: Vec<u64>, boot: usize, options: &Options, when: When) -> Result<()> {
-    const BESIDE: std::ops::Range<u64> = 0x280_0000..0x600_0000;
     const LOW: u64 = 0x9_fc00;
     let kernel = fs::read("/kernel").context("/kernel (kernel_inside = true)")?;
     let init = fs::read("/proc/self/exe").context("/proc/self/exe")?;
@@ -123,9 +139,8 @@ fn load(slice: &Slice, rings: Vec<u64>, boot: usize, options: &Options, when: Wh
     let page = |frame: &u64| Memory { start: frame << 12, size: 4096, ram: false };
     let (beside, memory) = match when {
         When::Asked => {
-            // What lies where the new kernel goes could not be written.
             let inside = |frame: &u64| *frame << 12 < BESIDE.end;
-            ensure!(!taken.iter().any(inside), "a page lies where the kernel goes");
+            ensure!(!taken.iter().any(inside), "a ring lies where the kernel goes");
             // Pages that were missing before this kernel came are there.
             let told = kexec::memory()?.into_iter().filter(|one| one.ram || one.size != 4096);
             (BESIDE, told.chain(taken.iter().map(page)).collect())

@@ -2,14 +2,17 @@
 //! record. No guest runs.
 //!
 //! * `set`: how many MSRs KVM took, of one: EN with a ring; `after`: what EN holds then, and `caps` what CAPS reads as.
-//! * `blank_set`: the same for a vCPU whose CPUID has no asynchronous page faults by interrupt, as on an old host.
+//! * `blank_set`, `blank_after`: the same for a vCPU whose CPUID has no asynchronous page faults by interrupt, and means it.
 //! * `stock_set`: EN as a guest writes it that uses KVM's own asynchronous page faults.
 //! * `source_after`: what EN of the first vCPU holds at the end.
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
+use kvm_bindings::{
+    CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_enable_cap,
+    kvm_msr_entry,
+};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde_json::json;
 use ve_apf_vmm::memory::Ram;
@@ -74,6 +77,10 @@ fn run() -> Result<()> {
         leaf.eax &= !ASYNC_PF_INT;
     }
     let blank = Machine::new(&kvm, &fewer)?;
+    let mut enforce =
+        kvm_enable_cap { cap: KVM_CAP_ENFORCE_PV_FEATURE_CPUID, ..Default::default() };
+    enforce.args[0] = 1;
+    blank.fd.enable_cap(&enforce).context("KVM_CAP_ENFORCE_PV_FEATURE_CPUID")?;
     let record = json!({
         "workload": "kvm_en",
         "set": set,
