@@ -1,6 +1,9 @@
 //! Faults outstanding that nobody ends: whoever started this VM does something to it. Runs alone.
 //!
-//! Options: `outstanding` (62), `then` (`wait`: for ever; `exit`: ends the VM at once).
+//! Options: `outstanding` (62), `then` (`wait`: for ever; `exit`: ends the VM at once; `suspend`, `block`: touches one page more
+//! where it may not sleep, or where no fault can be delivered, so that the vCPU stands still).
+
+use core::sync::atomic::Ordering::SeqCst;
 
 use ve_apf_metal::abi::access::{Bitmap, RingAccess};
 use ve_apf_testdev::PolicyArgs;
@@ -31,6 +34,7 @@ pub(super) fn park(check: &mut Check<'_>, outstanding: usize, first: usize, roun
 fn hold(check: &mut Check<'_>) {
     let outstanding: usize = check.boot.options.number("outstanding", 62);
     park(check, outstanding, 0, 400);
+    device::evict_arena(outstanding..outstanding + 1, 400);
     let kind = if check.passes() { "holding" } else { "error" };
     let mut text = crate::text::Text::<100>::new();
     let _ = core::fmt::Write::write_char(&mut text, '{');
@@ -38,8 +42,14 @@ fn hold(check: &mut Check<'_>) {
     text.field("outstanding", outstanding);
     let _ = core::fmt::Write::write_char(&mut text, '}');
     device::report("", text.as_str());
-    if check.boot.options.text("then", "wait") == "exit" {
-        device::exit(0);
+    match check.boot.options.text("then", "wait") {
+        "exit" => device::exit(0),
+        "suspend" => {
+            check.cpu.preempt_off.fetch_add(1, SeqCst);
+            arena::read(outstanding, 0);
+        }
+        "block" => interrupts::without_interrupts(|| _ = arena::read(outstanding, 0)),
+        _ => {}
     }
     loop {
         interrupts::enable_and_hlt();

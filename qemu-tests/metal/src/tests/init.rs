@@ -19,7 +19,10 @@ pub(crate) const INIT: Test = Test::any("init", "init", init);
 /// Of each CPU.
 const OUTSTANDING: [usize; cpu::CPUS] = [0, 1, 61, 62];
 const EACH: usize = 64;
+/// This CPU is suspended over one page more when INIT comes.
+const SUSPENDED: usize = 2;
 const ROUND: u64 = 600;
+const SPIN: u64 = 100_000_000;
 /// What the rings are filled with once they are nobody's.
 const MARK: u64 = 0x5a5a_6d65_7461_6c21;
 
@@ -37,6 +40,11 @@ fn park(index: usize) {
     }
     (0..100).for_each(|_| this().sched.yield_now());
     PARKED.fetch_add(this().ring().bits(Bitmap::Active).count_ones().into(), SeqCst);
+    if index == SUSPENDED {
+        // One fault more, where this CPU may not sleep.
+        this().preempt_off.fetch_add(1, SeqCst);
+        arena::read(index * EACH + outstanding, 0);
+    }
 }
 
 fn words(cpu: &Cpu) -> impl Iterator<Item = *mut u64> + use<> {
@@ -45,7 +53,7 @@ fn words(cpu: &Cpu) -> impl Iterator<Item = *mut u64> + use<> {
 }
 
 fn spin(check: &Check<'_>) {
-    let end = sys::tsc() + check.boot.options.number("spin", 100_000_000);
+    let end = sys::tsc() + check.boot.options.number("spin", SPIN);
     while sys::tsc() < end {
         core::hint::spin_loop();
     }
@@ -54,15 +62,25 @@ fn spin(check: &Check<'_>) {
 fn init(check: &mut Check<'_>) {
     let cpus = check.boot.cpus;
     HARDWARE.store((check.boot.mode == Mode::Hardware).into(), Relaxed);
-    let wanted: usize = OUTSTANDING.iter().take(cpus).sum();
+    let missing = |index: usize| {
+        let parked = OUTSTANDING.get(index).copied().unwrap_or(0);
+        index * EACH..index * EACH + parked + usize::from(index == SUSPENDED)
+    };
+    let parked: usize = OUTSTANDING.iter().take(cpus).sum();
+    let wanted: usize = (1..cpus).map(|index| missing(index).len()).sum();
     device::set_policy([], PolicyArgs { never: true, ..PolicyArgs::fixed(0) });
-    let pages = (1..cpus).map(|index| {
-        let first = index * EACH;
-        arena::frames(first..first + OUTSTANDING.get(index).copied().unwrap_or(0))
-    });
+    let pages = (1..cpus).map(|index| arena::frames(missing(index)));
     device::evict(pages, device::Content::Pattern(ROUND));
-    smp::on_all(cpus, park);
-    check.equal("slots in use", PARKED.load(SeqCst), wanted as u64);
+    smp::begin(cpus, park);
+    let end = sys::tsc() + 10 * check.boot.options.number("spin", SPIN);
+    while PARKED.load(SeqCst) < parked as u64 && sys::tsc() < end {
+        core::hint::spin_loop();
+    }
+    spin(check);
+    check.equal("slots in use", PARKED.load(SeqCst), parked as u64);
+    let suspended = cpu::all().get(SUSPENDED).filter(|_| cpus > SUSPENDED);
+    let suspends = suspended.map(|cpu| cpu.counters.values().get("suspended"));
+    check.that("a CPU is not suspended", suspends.is_none_or(|count| count == 1));
 
     (1..cpus).for_each(|index| lapic::send(lapic::init_command(index)));
     spin(check);
@@ -79,9 +97,7 @@ fn init(check: &mut Check<'_>) {
         changed += words(cpu).filter(|word| unsafe { word.read_volatile() } != MARK).count();
     }
     check.equal("words written to rings after INIT", changed as u64, 0);
-    let wrong = (1..cpus).flat_map(|index| {
-        (0..OUTSTANDING.get(index).copied().unwrap_or(0)).map(move |n| index * EACH + n)
-    });
+    let wrong = (1..cpus).flat_map(missing);
     check.right(wrong.map(|page| arena::wrong_bytes(page, ROUND)).sum());
     check.number("cpus", cpus as u64);
     check.number("outstanding", wanted as u64);

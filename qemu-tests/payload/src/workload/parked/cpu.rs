@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, ensure};
 
 use super::party::Party;
-use super::touch;
+use super::touch::{self, Touch};
 use crate::guest_counters::GuestCounters;
 use crate::process::Status;
 use crate::sys;
@@ -14,9 +14,18 @@ use crate::workload::msr;
 
 /// CPU 1 goes offline, which makes it wait for INIT, and comes back, three times.
 pub(super) fn offlined(p: &mut Party<'_>) -> Result<()> {
+    taken_away(p, touch::read_on_1)
+}
+
+/// The same with tasks that wait inside of a system call.
+pub(super) fn offlined_in_kernel(p: &mut Party<'_>) -> Result<()> {
+    taken_away(p, touch::write_on_1)
+}
+
+fn taken_away(p: &mut Party<'_>, how: Touch) -> Result<()> {
     ensure!(sys::cpus_online() > 1, "needs two CPUs");
     let before = parked()?;
-    p.park(touch::read_on_1)?;
+    p.park(how)?;
     for round in 0..3 {
         p.timed("offline_us", || switch(false))?;
         if round == 0 {

@@ -13,7 +13,7 @@ use crate::sys;
 type Script = fn(&mut Party<'_>) -> Result<()>;
 
 /// All of them.
-pub(super) const ALL: [(&str, Script); 20] = [
+pub(super) const ALL: [(&str, Script); 21] = [
     ("touched", touched),
     ("killed", killed),
     ("killed_in_kernel", killed_in_kernel),
@@ -32,6 +32,7 @@ pub(super) const ALL: [(&str, Script); 20] = [
     ("migrated", migrated),
     ("beside", beside),
     ("offlined", cpu::offlined),
+    ("offlined_in_kernel", cpu::offlined_in_kernel),
     ("ring_off", cpu::ring_off),
     ("ring_again", cpu::ring_again),
 ];

@@ -34,6 +34,14 @@ pub(super) fn read_on_1(slice: &Slice, index: usize, round: u64) -> i32 {
     }
 }
 
+/// Has the kernel read it on CPU 1.
+pub(super) fn write_on_1(slice: &Slice, index: usize, round: u64) -> i32 {
+    match process::move_to(0, 1) {
+        Ok(()) => write_to_pipe(slice, index, round),
+        Err(_) => ELSEWHERE,
+    }
+}
+
 /// Has the kernel read it.
 pub(super) fn write_to_pipe(slice: &Slice, index: usize, round: u64) -> i32 {
     let Ok(ends) = process::pipe() else { return WRONG };
