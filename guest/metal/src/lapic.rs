@@ -5,6 +5,7 @@ use crate::sys::{Refused, write_msr};
 use core::sync::atomic::Ordering::SeqCst;
 use x86_64::registers::model_specific::{ApicBase, ApicBaseFlags, Msr};
 
+const TASK_PRIORITY: u32 = 0x808;
 const EOI: u32 = 0x80b;
 const SPURIOUS: u32 = 0x80f;
 /// Interrupt command: MSR number, for code that writes it by itself.
@@ -13,6 +14,8 @@ const SOFTWARE_ENABLE: u64 = 1 << 8;
 const SPURIOUS_VECTOR: u64 = 0xff;
 /// Delivery mode of [`COMMAND`]: NMI.
 const NMI: u64 = 4 << 8;
+/// Delivery mode of [`COMMAND`]: INIT, asserted.
+const INIT: u64 = 5 << 8 | 1 << 14;
 /// `MSR_KVM_PV_EOI_EN`
 const PV_EOI: u32 = 0x4b56_4d04;
 
@@ -48,7 +51,25 @@ pub const fn nmi_command(index: usize) -> u64 {
     (index as u64) << 32 | NMI
 }
 
-/// Sends an interrupt or an NMI.
+/// What [`COMMAND`] is told for an INIT to CPU `index`, which then waits for a start-up IPI.
+pub const fn init_command(index: usize) -> u64 {
+    (index as u64) << 32 | INIT
+}
+
+/// Interrupts of this priority class (vector / 16) and below wait.
+pub fn hold_back(class: u8) {
+    // SAFETY: what waits comes when the class is lowered.
+    unsafe { Msr::new(TASK_PRIORITY).write(u64::from(class & 15) << 4) };
+}
+
+/// Switches this CPU's LAPIC on or off by software (SDM vol. 3, 11.4.7.2).
+pub fn set_enabled(on: bool) {
+    let enable = if on { SOFTWARE_ENABLE } else { 0 };
+    // SAFETY: no local source of interrupts is programmed, so none is lost.
+    unsafe { Msr::new(SPURIOUS).write(enable | SPURIOUS_VECTOR) };
+}
+
+/// Sends an interrupt, an NMI or an INIT.
 pub fn send(command: u64) {
     // SAFETY: the vectors of this kernel all have handlers, or end it in words.
     unsafe { Msr::new(COMMAND).write(command) };

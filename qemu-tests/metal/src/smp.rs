@@ -34,12 +34,7 @@ pub(crate) fn serve(index: usize) -> ! {
 
 /// Has the first `cpus` CPUs do it, this one too, and waits until all have.
 pub(crate) fn on_all(cpus: usize, work: Work) {
-    trap::set_handler(trap::KERNEL, |cpu, _| lapic::end_of_interrupt(cpu));
-    WORK.store(work as usize, SeqCst);
-    for (index, busy) in BUSY.iter().enumerate().take(cpus).skip(1) {
-        busy.store(1, SeqCst);
-        lapic::send(lapic::interrupt_command(index, trap::KERNEL));
-    }
+    begin(cpus, work);
     work(0);
     loop {
         interrupts::disable();
@@ -48,5 +43,15 @@ pub(crate) fn on_all(cpus: usize, work: Work) {
             return;
         }
         interrupts::enable_and_hlt();
+    }
+}
+
+/// Has the first `cpus` CPUs but this one do it. They may never finish; then nothing else is to be done here.
+pub(crate) fn begin(cpus: usize, work: Work) {
+    trap::set_handler(trap::KERNEL, |cpu, _| lapic::end_of_interrupt(cpu));
+    WORK.store(work as usize, SeqCst);
+    for (index, busy) in BUSY.iter().enumerate().take(cpus).skip(1) {
+        busy.store(1, SeqCst);
+        lapic::send(lapic::interrupt_command(index, trap::KERNEL));
     }
 }

@@ -193,6 +193,11 @@ impl Check<'_> {
         self.that(format_args!("{what}: {is:#x}, not {wanted:#x}"), is == wanted);
     }
 
+    /// Everything held so far.
+    pub(crate) fn passes(&self) -> bool {
+        self.failed == 0
+    }
+
     /// Data that must be right.
     pub(crate) fn right(&mut self, wrong_bytes: u64) {
         self.wrong_bytes += wrong_bytes;

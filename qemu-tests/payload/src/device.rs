@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use ve_apf_testdev::{
-    CommandPage, DATA_SIZE, Mmu, Nmi, Op, PAGE_SIZE, PORT, PolicyArgs, Run, VERSION, push_run,
+    CommandPage, DATA_SIZE, Mark, Mmu, Nmi, Op, PAGE_SIZE, PORT, PolicyArgs, Run, VERSION, push_run,
 };
 
 use crate::sys::{self, Pages};
@@ -23,6 +23,8 @@ pub struct PagerState {
     pub pending: u64,
     /// Pages evicted and not delivered.
     pub missing: u64,
+    /// Requests so far.
+    pub faults: u64,
 }
 
 impl Device {
@@ -121,8 +123,8 @@ impl Device {
 
     /// Where the pager stands.
     pub fn pager_state(&self) -> Result<PagerState> {
-        let [pending, missing, ..] = self.call(&mut CommandPage::new(Op::PagerState))?;
-        Ok(PagerState { pending, missing })
+        let [pending, missing, faults, _] = self.call(&mut CommandPage::new(Op::PagerState))?;
+        Ok(PagerState { pending, missing, faults })
     }
 
     /// Does something to the VM's MMU, see [`Mmu`]; returns the walks before and after it, and what it counted.
@@ -144,6 +146,17 @@ impl Device {
         let mut page = CommandPage::new(Op::Nmi);
         page.set_args([what as u64, 0, period_us, counter]);
         Ok(self.call(&mut page)?[0])
+    }
+
+    /// Memory that nobody should write any more, see [`Mark`]; returns bytes changed, and frames looked at.
+    pub fn mark(&self, what: Mark, frames: &[u64]) -> Result<[u64; 2]> {
+        let words: Vec<u8> =
+            runs(frames).iter().flat_map(|run| run.to_word().to_le_bytes()).collect();
+        let mut page = CommandPage::new(Op::Mark);
+        page.set_data(&words);
+        page.set_args([what as u64, 0, 0, 0]);
+        let [changed, frames, ..] = self.call(&mut page)?;
+        Ok([changed, frames])
     }
 
     /// Missing frames that were asked for since the last call, the first 500 of them.

@@ -42,6 +42,16 @@ impl Options {
         Ok(usize::try_from(self.number(key, default as u64)?)?)
     }
 
+    /// A list of numbers.
+    pub fn numbers(&self, key: &str, default: &str) -> Result<Vec<usize>> {
+        let text = self.values.get(key).map_or(default, String::as_str);
+        let words = text.split(',').filter(|word| !word.is_empty());
+        let number = |word: &str| {
+            word.parse().with_context(|| format!("veapf.{key}={text}: {word} is no number"))
+        };
+        words.map(number).collect()
+    }
+
     /// On or off.
     pub fn flag(&self, key: &str) -> bool {
         self.text(key, "0") == "1"

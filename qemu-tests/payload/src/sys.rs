@@ -52,7 +52,14 @@ pub fn pin_to(cpu: usize) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Number of CPUs online.
+/// Number of CPUs online, whether or not the caller may run on them.
+pub fn cpus_online() -> usize {
+    // SAFETY: takes a plain integer.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    usize::try_from(count).unwrap_or(1)
+}
+
+/// Number of CPUs that the caller may run on.
 pub fn cpu_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -20,6 +20,9 @@ usage: ve-apf-vmm --kernel FILE [options]
   --pin                 pin vCPU threads and the pager to different CPUs
   --hlt-in-guest        do not intercept HLT; without an interrupt to deliver, stock KVM then waits for a page inside
                         KVM_RUN instead of halting the vCPU
+  --reboots N           carry out N resets; the next one ends the VM, as the first does without this
+  --leave HOW           at the end: finish (deliver what is missing first), exit (at once), close (close the VM, then deliver)
+  --hold-fds            another process has all descriptors of the VM open too, until it is killed
   --serial-prefix TEXT  before every line of the guest's console
 
 exit: 0, or 10 + the guest's code; 1 set-up failed; 2 usage; 3 KVM internal error; 4 triple fault; 5 reboot or panic;
@@ -53,8 +56,37 @@ pub struct Args {
     pub pin: bool,
     /// Let the guest halt without an exit.
     pub hlt_in_guest: bool,
+    /// Resets to carry out.
+    pub reboots: u32,
+    /// What becomes of missing pages at the end.
+    pub leave: Leave,
+    /// Share the VM's descriptors with a process that outlives this one.
+    pub hold_fds: bool,
     /// Before every line of the guest's console.
     pub serial_prefix: String,
+}
+
+/// What becomes of pages that are missing when the guest is at its end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Leave {
+    /// They are delivered.
+    #[default]
+    Finish,
+    /// Nothing: the process ends while threads of the VM wait for them.
+    Exit,
+    /// The VM is closed while threads wait for them; then they are delivered.
+    Close,
+}
+
+impl Leave {
+    fn parse(text: &str) -> Result<Leave, String> {
+        match text {
+            "finish" => Ok(Leave::Finish),
+            "exit" => Ok(Leave::Exit),
+            "close" => Ok(Leave::Close),
+            _ => Err(format!("--leave {text}: must be finish, exit or close")),
+        }
+    }
 }
 
 /// What the command line asks for.
@@ -86,6 +118,9 @@ impl Args {
             timeout_s: p.opt_value_from_str("--timeout-s").map_err(text)?.unwrap_or(120),
             pin: p.contains("--pin"),
             hlt_in_guest: p.contains("--hlt-in-guest"),
+            reboots: p.opt_value_from_str("--reboots").map_err(text)?.unwrap_or(0),
+            leave: p.opt_value_from_fn("--leave", Leave::parse).map_err(text)?.unwrap_or_default(),
+            hold_fds: p.contains("--hold-fds"),
             serial_prefix: p
                 .opt_value_from_str("--serial-prefix")
                 .map_err(text)?
@@ -104,6 +139,9 @@ impl Args {
         }
         if !(64..=3072).contains(&self.mem_mib) {
             return Err(format!("--mem-mib {}: must be 64 to 3072", self.mem_mib));
+        }
+        if self.bare && self.reboots > 0 {
+            return Err("--reboots: not with --bare".into());
         }
         // Huge pages lie in one memslot each.
         if !(1..=8).contains(&self.slots) || !self.mem_mib.is_multiple_of(2 * self.slots) {
@@ -154,6 +192,8 @@ mod tests {
             &["--kernel", "Cargo.toml", "--timeout-s", "0"],
             &["--kernel", "Cargo.toml", "--slots", "0"],
             &["--kernel", "Cargo.toml", "--slots", "3"],
+            &["--kernel", "Cargo.toml", "--leave", "later"],
+            &["--kernel", "Cargo.toml", "--bare", "--reboots", "1"],
             &["--kernel", "Cargo.toml", "--nonsense"],
             &["--kernel", "/nonexistent"],
         ] {

@@ -12,6 +12,7 @@ use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::bzimage::BzImage;
 use linux_loader::loader::elf::Elf;
 use linux_loader::loader::{KernelLoader, load_cmdline};
+use ve_apf_testdev::Run;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::args::Args;
@@ -39,15 +40,27 @@ const E820_RESERVED: u32 = 2;
 /// Before the user's text: console, no devices we do not have, and a panic that ends the VM.
 const BASE_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1 pci=off";
 
+/// What a boot after a reset is told.
+#[derive(Debug, Default)]
+pub struct Again {
+    /// Resets so far; the guest finds it as `veapf.boot`.
+    pub number: u32,
+    /// Memory that is not the guest's.
+    pub reserved: Vec<Run>,
+}
+
 /// Puts kernel, initial RAM disk, command line, boot parameters, page tables and GDT into memory; returns the entry.
-pub fn load(mem: &GuestMemoryMmap, args: &Args, rsdp: u64) -> Result<u64> {
+pub fn load(mem: &GuestMemoryMmap, args: &Args, rsdp: u64, again: &Again) -> Result<u64> {
     let mem_size = u64::from(args.mem_mib) << 20;
     let (entry, header) = load_kernel(mem, &args.kernel)?;
     let mut params = boot_params { hdr: header, ..boot_params::default() };
     params.hdr.type_of_loader = 0xff;
     params.acpi_rsdp_addr = rsdp;
     load_initrd(mem, args, mem_size, &mut params)?;
-    let text = format!("{BASE_CMDLINE} {}", args.cmdline);
+    let mut text = format!("{BASE_CMDLINE} {}", args.cmdline);
+    if again.number > 0 {
+        text.push_str(&format!(" veapf.boot={}", again.number));
+    }
     let mut cmdline = linux_loader::cmdline::Cmdline::new(CMDLINE_MAX)?;
     cmdline.insert_str(text.trim()).context("--cmdline")?;
     load_cmdline(mem, GuestAddress(CMDLINE), &cmdline)?;
@@ -59,10 +72,15 @@ pub fn load(mem: &GuestMemoryMmap, args: &Args, rsdp: u64) -> Result<u64> {
         (EBDA, HIMEM - EBDA, E820_RESERVED),
         (HIMEM, mem_size - HIMEM, E820_RAM),
     ];
-    for (entry, (addr, size, kind)) in params.e820_table.iter_mut().zip(map) {
-        entry.addr = addr;
-        entry.size = size;
-        entry.r#type = kind;
+    // Of entries that overlap, Linux takes the one that is not RAM.
+    let reserved =
+        again.reserved.iter().map(|run| (run.first << 12, run.count << 12, E820_RESERVED));
+    let map: Vec<_> = map.into_iter().chain(reserved).collect();
+    anyhow::ensure!(map.len() <= params.e820_table.len(), "too many reserved ranges");
+    for (entry, (addr, size, kind)) in params.e820_table.iter_mut().zip(&map) {
+        entry.addr = *addr;
+        entry.size = *size;
+        entry.r#type = *kind;
     }
     params.e820_entries = u8::try_from(map.len())?;
     LinuxBootConfigurator::write_bootparams(

@@ -16,16 +16,18 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde_json::{Value, json};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::args::Args;
+use crate::args::{Args, Leave};
+use crate::boot::Again;
 use crate::bus::Bus;
 use crate::counters::Counters;
 use crate::memory::Ram;
 use crate::pager::Pager;
 use crate::report::Reporter;
+use crate::reset::PowerOn;
 use crate::stats::Stats;
 use crate::testdev::TestDevice;
 use crate::vcpu::{End, VcpuThread, set_boot_state};
-use crate::{acpi, bare, boot, cpuid, serial, sys};
+use crate::{acpi, bare, boot, cpuid, end, serial, sys};
 
 /// How the machine ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +71,7 @@ pub fn run(args: Args) -> Result<Outcome> {
     let entry = if args.bare {
         bare::load(&ram.mem, &args)?
     } else {
-        boot::load(&ram.mem, &args, acpi::write(&ram.mem, args.vcpus)?)?
+        boot::load(&ram.mem, &args, acpi::write(&ram.mem, args.vcpus)?, &Again::default())?
     };
 
     let counters = Arc::new(Counters::default());
@@ -105,11 +107,46 @@ pub fn run(args: Args) -> Result<Outcome> {
         let (bus, counters, stop) = (bus.clone(), counters.clone(), stop.clone());
         vcpus.push(VcpuThread { id, fd, bus, counters, stop, cpu });
     }
+    let power_on = match args.reboots {
+        0 => None,
+        _ => Some(PowerOn::save(&kvm, &vm, vcpus.iter().map(|vcpu| &vcpu.fd))?),
+    };
+    if args.hold_fds {
+        ram.keep_from_children()?;
+        let pid =
+            end::hold_descriptors().context("cannot make the process that holds descriptors")?;
+        reporter.print_value("holder", json!({"pid": pid}));
+    }
     start_pager(pager.clone(), args.pin)?;
     sys::install_kick_signal()
         .map_err(|e| anyhow::anyhow!("cannot install the kick signal: {e}"))?;
-    let outcome = run_vcpus(vcpus, &stop, &reporter, Duration::from_secs(args.timeout_s))?;
+    let limit = Duration::from_secs(args.timeout_s);
+    let mut again = Again::default();
+    let outcome = loop {
+        let power_on = power_on.as_ref().filter(|_| again.number < args.reboots);
+        let ended = match run_vcpus(vcpus, &stop, &reporter, limit, power_on.is_some())? {
+            Run::Ended(outcome) => break outcome,
+            Run::Reset(back) => back,
+        };
+        vcpus = ended;
+        if let Some(power_on) = power_on {
+            let en = power_on.restore(&vm, vcpus.iter().map(|vcpu| &vcpu.fd))?;
+            again.number += 1;
+            again.reserved = bus.device().reset()?;
+            boot::load(&ram.mem, &args, acpi::write(&ram.mem, args.vcpus)?, &again)?;
+            reporter.print_value("reboot", json!({"number": again.number, "en": en}));
+        }
+        stop.store(false, Ordering::Release);
+    };
     bus.finish();
+    match args.leave {
+        Leave::Finish => {}
+        Leave::Exit => return Ok(outcome),
+        Leave::Close => {
+            end::close(&pager, &reporter)?;
+            std::process::exit(outcome.exit_code());
+        }
+    }
     // Nobody may be left waiting for a page inside the kernel when the process ends.
     pager.finish()?;
     Ok(outcome)
@@ -167,25 +204,46 @@ fn start_pager(pager: Arc<Pager>, pin: bool) -> Result<()> {
     Ok(())
 }
 
+/// How a run ended.
+enum Run {
+    /// For good.
+    Ended(Outcome),
+    /// In a reset, with no vCPU running.
+    Reset(Vec<VcpuThread>),
+}
+
 fn run_vcpus(
     vcpus: Vec<VcpuThread>,
     stop: &AtomicBool,
     reporter: &Reporter,
     limit: Duration,
-) -> Result<Outcome> {
+    may_reset: bool,
+) -> Result<Run> {
     let started = Arc::new(Barrier::new(vcpus.len()));
     let (tid_tx, tid_rx) = channel();
     let (done_tx, done_rx) = channel();
     let count = vcpus.len();
-    for vcpu in vcpus {
+    let mut threads = Vec::new();
+    for mut vcpu in vcpus {
         let (started, tids, done) = (started.clone(), tid_tx.clone(), done_tx.clone());
         let name = format!("vcpu{}", vcpu.id);
-        let body = move || vcpu.run(&started, &tids, &done);
-        thread::Builder::new().name(name).spawn(body).context("cannot start a vCPU thread")?;
+        let body = move || {
+            vcpu.run(&started, &tids, &done);
+            vcpu
+        };
+        let thread = thread::Builder::new().name(name).spawn(body);
+        threads.push(thread.context("cannot start a vCPU thread")?);
     }
-    let tids: BTreeMap<u8, i32> = tid_rx.iter().take(count).collect();
+    let mut tids: BTreeMap<u8, i32> = tid_rx.iter().take(count).collect();
     let (outcome, record) = match done_rx.recv_timeout(limit) {
-        Ok((_, End::Guest(code))) => return Ok(Outcome::Guest(code)),
+        Ok((_, End::Guest(code))) => return Ok(Run::Ended(Outcome::Guest(code))),
+        Ok((id, End::Reset)) if may_reset => {
+            tids.remove(&id);
+            let at = stop_all(&tids, stop, &done_rx);
+            anyhow::ensure!(at.iter().all(|at| at["stuck"].is_null()), "reset: {at:?}");
+            // A panic ends the process, so joining does not fail.
+            return Ok(Run::Reset(threads.into_iter().flat_map(|thread| thread.join()).collect()));
+        }
         Ok((_, End::Internal(what))) => (Outcome::InternalError, ("internal_error", what)),
         Ok((id, End::Shutdown)) => (Outcome::Shutdown, ("shutdown", json!({"vcpu": id}))),
         Ok((id, End::Reset)) => (Outcome::Reset, ("reset", json!({"vcpu": id}))),
@@ -196,7 +254,7 @@ fn run_vcpus(
         }
     };
     reporter.print_value(record.0, record.1);
-    Ok(outcome)
+    Ok(Run::Ended(outcome))
 }
 
 /// Takes all vCPUs out of the guest and collects where they were. One that waits for a page may not come.

@@ -104,6 +104,11 @@ impl Ram {
         }
     }
 
+    /// A child process gets none of it.
+    pub fn keep_from_children(&self) -> Result<()> {
+        self.advise(0, self.len, libc::MADV_DONTFORK)
+    }
+
     /// Makes all of it present, so that nothing is missing that nobody evicted.
     pub fn populate(&self) -> Result<()> {
         self.advise(0, self.len, libc::MADV_POPULATE_WRITE)

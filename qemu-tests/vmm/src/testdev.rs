@@ -9,6 +9,7 @@ use ve_apf_testdev::{CommandPage, Op, PAGE_SIZE, PolicyArgs, Run, RunIter, VERSI
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::counters::{Counters, lock};
+use crate::mark::Marks;
 use crate::memory::Ram;
 use crate::mmu::Mmu;
 use crate::nmi::NmiSource;
@@ -35,6 +36,7 @@ pub struct TestDevice {
     recorder: Recorder,
     nmis: NmiSource,
     mmu: Mmu,
+    marks: Marks,
     mem_mib: u32,
     vcpus: u8,
     declared: Mutex<BTreeSet<u64>>,
@@ -57,6 +59,7 @@ impl TestDevice {
     ) -> TestDevice {
         let nmis = NmiSource::new(vm.clone(), ram.clone());
         let mmu = Mmu::new(vm, ram.clone(), pager.clone());
+        let marks = Marks::new(ram.clone());
         let (recorder, declared, text) = (Recorder::default(), Mutex::default(), Mutex::default());
         TestDevice {
             ram,
@@ -66,6 +69,7 @@ impl TestDevice {
             recorder,
             nmis,
             mmu,
+            marks,
             mem_mib,
             vcpus,
             declared,
@@ -76,6 +80,14 @@ impl TestDevice {
     /// The scheduling recorder, which the vCPU threads tell their ids.
     pub fn recorder(&self) -> &Recorder {
         &self.recorder
+    }
+
+    /// Marks the frames that the guest named for it, and makes pages come again by themselves; returns those frames.
+    pub fn reset(&self) -> anyhow::Result<Vec<Run>> {
+        let runs = self.marks.fill().map_err(std::io::Error::from_raw_os_error)?;
+        self.pager.policies.set(&[], PolicyArgs::fixed(0));
+        self.pager.restore(&[])?;
+        Ok(runs)
     }
 
     /// Carries out the command in frame `pfn`. A frame that is not guest memory is ignored: there is nowhere to answer.
@@ -168,6 +180,10 @@ impl TestDevice {
                 for run in &runs {
                     self.ram.set_lost(run.first, run.count, args[0] != 0).map_err(log_io)?;
                 }
+            }
+            Op::Mark => {
+                let results = self.marks.command(args[0], &self.runs(page)?)?;
+                page.set_args(results);
             }
             Op::Nmi => page.set_args([self.nmis.command(args)?, 0, 0, 0]),
             Op::Exit => {}

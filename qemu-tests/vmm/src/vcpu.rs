@@ -87,7 +87,7 @@ pub struct VcpuThread {
 
 impl VcpuThread {
     /// Runs the vCPU until something ends it, and tells `done`.
-    pub fn run(mut self, started: &Barrier, tids: &Sender<(u8, i32)>, done: &Sender<(u8, End)>) {
+    pub fn run(&mut self, started: &Barrier, tids: &Sender<(u8, i32)>, done: &Sender<(u8, End)>) {
         let tid = sys::gettid();
         self.bus.device().recorder().add_thread(tid);
         if let Some(cpu) = self.cpu {

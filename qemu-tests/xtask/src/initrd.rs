@@ -19,6 +19,8 @@ pub(crate) const L2_KERNEL: &str = "/bzImage";
 pub(crate) const L2_VMLINUX: &str = "/vmlinux";
 /// See [`L2_KERNEL`].
 pub(crate) const L2_INITRD: &str = "/l2-initrd";
+/// The same, with the kernel in it, unpacked, as /kernel: for a guest that starts another one.
+pub(crate) const L2_INITRD_KERNEL: &str = "/l2-initrd-kernel";
 /// The bare-metal test kernel.
 pub(crate) const METAL: &str = "/metal";
 /// Where L1 finds the VMM.
@@ -75,10 +77,13 @@ impl Programs {
             .with_context(|| format!("the guest program {name} was not built"))
     }
 
-    /// L2's initramfs.
-    pub(crate) fn l2(&self) -> Result<Vec<u8>> {
+    /// L2's initramfs; with a kernel in it if there is one.
+    pub(crate) fn l2(&self, kernel: Option<Vec<u8>>) -> Result<Vec<u8>> {
         let mut archive = Archive::new();
         archive.file("init", 0o755, self.get("l2-init")?);
+        if let Some(kernel) = kernel {
+            archive.file("kernel", 0o644, kernel);
+        }
         Ok(archive.bytes())
     }
 
@@ -101,10 +106,14 @@ impl Programs {
         if named(L2_VMLINUX) {
             archive.file(L2_VMLINUX, 0o644, vmlinux::unpack(image.clone())?);
         }
+        if named(L2_INITRD_KERNEL) {
+            let kernel = vmlinux::unpack(image.clone())?;
+            archive.file(L2_INITRD_KERNEL, 0o644, self.l2(Some(kernel))?);
+        }
         if client || named(L2_KERNEL) {
             archive.file(L2_KERNEL, 0o644, image);
         }
-        archive.file(L2_INITRD, 0o644, self.l2()?);
+        archive.file(L2_INITRD, 0o644, self.l2(None)?);
         let plan = serde_json::to_vec_pretty(plan).context("writing the plan")?;
         archive.file("plan.json", 0o644, plan);
         if client {

@@ -4,6 +4,9 @@ mod bad;
 mod contexts;
 mod delivery;
 mod fail;
+mod hold;
+mod init;
+mod masked;
 mod nmi;
 mod park;
 mod story1;
@@ -46,4 +49,9 @@ pub(crate) static ALL: &[Test] = &[
     bad::GARBAGE,
     bad::GARBAGE_STEP,
     bad::GARBAGE_STORM,
+    masked::PRIORITY,
+    masked::FLAG,
+    masked::LAPIC,
+    init::INIT,
+    hold::HOLD,
 ];

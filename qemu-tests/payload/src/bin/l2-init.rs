@@ -5,9 +5,13 @@
 use serde_json::json;
 use ve_apf_payload::device::Device;
 use ve_apf_payload::options::Options;
-use ve_apf_payload::{plan, system, workload};
+use ve_apf_payload::{plan, process, system, workload};
 
 fn main() {
+    // Started by a workload that only wants a program to be executed.
+    if std::env::args().nth(1).as_deref() == Some("--exit") {
+        std::process::exit(process::EXEC_CODE);
+    }
     system::mount_all();
     let options = Options::from_kernel();
     let code = match Device::open() {

@@ -13,7 +13,6 @@ use crate::device::Device;
 use crate::options::Options;
 use crate::{selftest, sys};
 
-const MSR_EN: u64 = 0x4b56_4d02;
 /// Version 1, selected, interrupt, kernel mode, enabled.
 const EN_BITS: u64 = 0x11b;
 /// Of the first slot, in words.
@@ -29,7 +28,7 @@ pub(super) fn run(_: &str, options: &Options, device: &Device) -> Result<()> {
     // Reason 48 in the low half, generation 5 and the state in the high one.
     slice.write(0, SLOT, (5 << 8 | state) << 32 | 48);
     let en = slice.frames()[0] << 12 | EN_BITS;
-    msr::open(0)?.write_all_at(&en.to_le_bytes(), MSR_EN)?;
+    msr::open(0)?.write_all_at(&en.to_le_bytes(), msr::EN)?;
     let answer = selftest::hypercall("0x5645 1 0")?;
     bail!("the host answered {answer} to a slot in state {state}");
 }

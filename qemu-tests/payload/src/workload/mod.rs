@@ -17,6 +17,8 @@ mod msr;
 mod nmi;
 mod offline;
 mod page_cache;
+mod parked;
+mod reboot;
 mod same_page;
 mod stress;
 mod team;
@@ -31,7 +33,7 @@ use crate::options::Options;
 type Run = fn(&str, &Options, &Device) -> Result<()>;
 
 /// Workloads that need the test device.
-const WITH_DEVICE: [(&str, Run); 21] = [
+const WITH_DEVICE: [(&str, Run); 22] = [
     ("offline", offline::run),
     ("break_ring", break_ring::run),
     ("contexts", contexts::run),
@@ -53,6 +55,7 @@ const WITH_DEVICE: [(&str, Run); 21] = [
     ("nmi", nmi::run),
     ("bad_input", bad_input::run),
     ("idle", user_touch::run_idle),
+    ("reboot", reboot::run),
 ];
 
 /// Runs one workload.
@@ -62,6 +65,9 @@ pub fn run(name: &str, options: &Options, device: Option<&Device>) -> Result<()>
         "walk" => return walk::run(options, device),
         "msr" => return msr::run(options, device),
         _ => {}
+    }
+    if let Some(event) = name.strip_prefix("parked_") {
+        return parked::run(event, options, device.context("needs the VMM's test device")?);
     }
     let Some((_, run)) = WITH_DEVICE.iter().find(|(known, _)| *known == name) else {
         bail!("veapf.run={name}: unknown workload");

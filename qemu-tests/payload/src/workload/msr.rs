@@ -12,6 +12,9 @@ use crate::device::Device;
 use crate::options::Options;
 use crate::{dmesg, plan};
 
+/// MSR_KVM_ASYNC_PF_EN.
+pub(super) const EN: u64 = 0x4b56_4d02;
+
 /// One access.
 #[derive(Debug, PartialEq, Eq)]
 struct Access {

@@ -32,6 +32,9 @@ pub(super) struct Entry {
     /// The guest is the bare-metal test kernel.
     #[serde(default)]
     metal: bool,
+    /// L2 has its kernel in a file.
+    #[serde(default)]
+    kernel_inside: bool,
     /// Runs in L1 instead of the VMM.
     argv: Option<Vec<String>>,
     #[serde(default)]
@@ -180,7 +183,7 @@ impl Entry {
             "--kernel",
             self.l2_kernel(lane),
             "--initrd",
-            initrd::L2_INITRD,
+            if self.kernel_inside { initrd::L2_INITRD_KERNEL } else { initrd::L2_INITRD },
             "--cmdline",
             &cmdline,
             "--vcpus",
