@@ -8,11 +8,13 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod loss;
 mod mmu;
 mod page;
 mod pattern;
 mod runs;
 
+pub use loss::Loss;
 pub use mmu::Mmu;
 pub use page::{CommandPage, Nmi, Op, Order, PolicyArgs};
 pub use pattern::{PAGE_WORDS, pattern_base, pattern_word};

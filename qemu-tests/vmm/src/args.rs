@@ -20,10 +20,12 @@ usage: ve-apf-vmm --kernel FILE [options]
   --pin                 pin vCPU threads and the pager to different CPUs
   --hlt-in-guest        do not intercept HLT; without an interrupt to deliver, stock KVM then waits for a page inside
                         KVM_RUN instead of halting the vCPU
+  --deadline-ms N       a page that is not there after N ms is lost to who waits for it: 1 to 3600000
+  --fail-poison         a page whose memory is poisoned is lost to who touches it; without, KVM signals this process
   --serial-prefix TEXT  before every line of the guest's console
 
 exit: 0, or 10 + the guest's code; 1 set-up failed; 2 usage; 3 KVM internal error; 4 triple fault; 5 reboot or panic;
-      6 timeout
+      6 timeout; 7 KVM_EXIT_MEMORY_FAULT: a page is lost where the guest can not be told; 8 KVM signalled poison
 ";
 
 /// A valid command line.
@@ -53,6 +55,10 @@ pub struct Args {
     pub pin: bool,
     /// Let the guest halt without an exit.
     pub hlt_in_guest: bool,
+    /// Milliseconds that a fault may take.
+    pub deadline_ms: Option<u32>,
+    /// Poison is told to the guest.
+    pub fail_poison: bool,
     /// Before every line of the guest's console.
     pub serial_prefix: String,
 }
@@ -86,6 +92,8 @@ impl Args {
             timeout_s: p.opt_value_from_str("--timeout-s").map_err(text)?.unwrap_or(120),
             pin: p.contains("--pin"),
             hlt_in_guest: p.contains("--hlt-in-guest"),
+            deadline_ms: p.opt_value_from_str("--deadline-ms").map_err(text)?,
+            fail_poison: p.contains("--fail-poison"),
             serial_prefix: p
                 .opt_value_from_str("--serial-prefix")
                 .map_err(text)?
@@ -111,6 +119,9 @@ impl Args {
         }
         if self.timeout_s == 0 {
             return Err("--timeout-s 0: must be at least 1".into());
+        }
+        if let Some(ms) = self.deadline_ms.filter(|ms| !(1..=3_600_000).contains(ms)) {
+            return Err(format!("--deadline-ms {ms}: must be 1 to 3600000"));
         }
         for (option, path) in [("--kernel", Some(&self.kernel)), ("--initrd", self.initrd.as_ref())]
         {
@@ -141,6 +152,7 @@ mod tests {
             unreachable!("a valid command line")
         };
         assert_eq!((args.vcpus, args.mem_mib, args.pin), (4, 256, true));
+        assert_eq!((args.deadline_ms, args.fail_poison), (None, false));
         assert_eq!(parse(&["--help"]), Ok(Parsed::Help));
     }
 
@@ -154,6 +166,8 @@ mod tests {
             &["--kernel", "Cargo.toml", "--timeout-s", "0"],
             &["--kernel", "Cargo.toml", "--slots", "0"],
             &["--kernel", "Cargo.toml", "--slots", "3"],
+            &["--kernel", "Cargo.toml", "--deadline-ms", "0"],
+            &["--kernel", "Cargo.toml", "--deadline-ms", "3600001"],
             &["--kernel", "Cargo.toml", "--nonsense"],
             &["--kernel", "/nonexistent"],
         ] {

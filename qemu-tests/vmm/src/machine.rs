@@ -20,12 +20,12 @@ use crate::args::Args;
 use crate::bus::Bus;
 use crate::counters::Counters;
 use crate::memory::Ram;
-use crate::pager::Pager;
+use crate::pager::{Pager, PagerThread};
 use crate::report::Reporter;
 use crate::stats::Stats;
 use crate::testdev::TestDevice;
 use crate::vcpu::{End, VcpuThread, set_boot_state};
-use crate::{acpi, bare, boot, cpuid, serial, sys};
+use crate::{acpi, bare, boot, cpuid, serial, sigbus, sys, vm_cap};
 
 /// How the machine ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +40,10 @@ pub enum Outcome {
     Reset,
     /// It took too long.
     Timeout,
+    /// A page is lost, and KVM could not tell the guest.
+    MemoryFault,
+    /// Memory is poisoned, and KVM told us instead of the guest.
+    Poison,
 }
 
 impl Outcome {
@@ -52,6 +56,8 @@ impl Outcome {
             Outcome::Shutdown => 4,
             Outcome::Reset => 5,
             Outcome::Timeout => 6,
+            Outcome::MemoryFault => 7,
+            Outcome::Poison => 8,
         }
     }
 }
@@ -64,6 +70,7 @@ const TSS: usize = 0xfffb_d000;
 pub fn run(args: Args) -> Result<Outcome> {
     let kvm = Kvm::new().context("cannot open /dev/kvm")?;
     let vm = Arc::new(create_vm(&kvm, &args)?);
+    vm_cap::enable(&vm, args.deadline_ms, args.fail_poison)?;
     let ram = Arc::new(Ram::new(args.mem_mib, args.slots, args.thp)?);
     ram.register(&vm)?;
     let entry = if args.bare {
@@ -75,6 +82,7 @@ pub fn run(args: Args) -> Result<Outcome> {
     let counters = Arc::new(Counters::default());
     counters.set_vm(Stats::open(&*vm).context("KVM_GET_STATS_FD")?);
     let pager = Arc::new(Pager::new(ram.clone())?);
+    let pager_thread = Arc::new(PagerThread::new(pager.clone(), args.pin));
     let reporter = Reporter::new(&args.mode_label, args.vcpus);
     let irq = EventFd::new(EFD_NONBLOCK)?;
     vm.register_irqfd(&irq, serial::COM1_GSI).context("KVM_IRQFD")?;
@@ -82,7 +90,7 @@ pub fn run(args: Args) -> Result<Outcome> {
     let device = TestDevice::new(
         vm.clone(),
         ram.clone(),
-        pager.clone(),
+        pager_thread.clone(),
         counters.clone(),
         reporter.clone(),
         args.mem_mib,
@@ -105,11 +113,13 @@ pub fn run(args: Args) -> Result<Outcome> {
         let (bus, counters, stop) = (bus.clone(), counters.clone(), stop.clone());
         vcpus.push(VcpuThread { id, fd, bus, counters, stop, cpu });
     }
-    start_pager(pager.clone(), args.pin)?;
+    pager_thread.start()?;
     sys::install_kick_signal()
         .map_err(|e| anyhow::anyhow!("cannot install the kick signal: {e}"))?;
+    sigbus::install().map_err(|e| anyhow::anyhow!("cannot handle SIGBUS: {e}"))?;
     let outcome = run_vcpus(vcpus, &stop, &reporter, Duration::from_secs(args.timeout_s))?;
     bus.finish();
+    report_sigbus(&reporter, &ram);
     // Nobody may be left waiting for a page inside the kernel when the process ends.
     pager.finish()?;
     Ok(outcome)
@@ -150,21 +160,14 @@ fn vcpu_cpu(id: u8) -> usize {
     usize::from(id) % (sys::cpu_count() - 1).max(1)
 }
 
-fn start_pager(pager: Arc<Pager>, pin: bool) -> Result<()> {
-    let body = move || {
-        if pin {
-            if let Err(error) = sys::pin_to(sys::cpu_count() - 1) {
-                eprintln!("ve-apf-vmm: cannot pin the pager: {error}");
-            }
-        }
-        if let Err(error) = pager.run() {
-            // Without a pager the guest hangs, so say why now.
-            eprintln!("ve-apf-vmm: pager: {error:#}");
-            std::process::exit(1);
-        }
-    };
-    thread::Builder::new().name("pager".into()).spawn(body).context("cannot start the pager")?;
-    Ok(())
+/// SIGBUS for poisoned memory, if there was any.
+fn report_sigbus(reporter: &Reporter, ram: &Ram) {
+    let count = sigbus::count();
+    if count != sigbus::Count::default() {
+        let gpa = ram.gfn(count.last_hva).map(|gfn| gfn << 12);
+        let record = json!({"met": count.met, "injected": count.injected, "last_gpa": gpa});
+        reporter.print_value("sigbus", record);
+    }
 }
 
 fn run_vcpus(
@@ -187,6 +190,8 @@ fn run_vcpus(
     let (outcome, record) = match done_rx.recv_timeout(limit) {
         Ok((_, End::Guest(code))) => return Ok(Outcome::Guest(code)),
         Ok((_, End::Internal(what))) => (Outcome::InternalError, ("internal_error", what)),
+        Ok((_, End::MemoryFault(what))) => (Outcome::MemoryFault, ("memory_fault", what)),
+        Ok((_, End::Poison(at))) => (Outcome::Poison, ("poison", at)),
         Ok((id, End::Shutdown)) => (Outcome::Shutdown, ("shutdown", json!({"vcpu": id}))),
         Ok((id, End::Reset)) => (Outcome::Reset, ("reset", json!({"vcpu": id}))),
         Ok((_, End::Stopped(at))) => (Outcome::Timeout, ("timeout", at)),
