@@ -23,10 +23,12 @@ usage: ve-apf-vmm --kernel FILE [options]
   --reboots N           carry out N resets; the next one ends the VM, as the first does without this
   --leave HOW           at the end: finish (deliver what is missing first), exit (at once), close (close the VM, then deliver)
   --hold-fds            another process has all descriptors of the VM open too, until it is killed
+  --deadline-ms N       a page that is not there after N ms is lost to who waits for it: 1 to 3600000
+  --fail-poison         a page whose memory is poisoned is lost to who touches it; without, KVM signals this process
   --serial-prefix TEXT  before every line of the guest's console
 
 exit: 0, or 10 + the guest's code; 1 set-up failed; 2 usage; 3 KVM internal error; 4 triple fault; 5 reboot or panic;
-      6 timeout
+      6 timeout; 7 KVM_EXIT_MEMORY_FAULT: a page is lost where the guest can not be told; 8 KVM signalled poison
 ";
 
 /// A valid command line.
@@ -62,6 +64,10 @@ pub struct Args {
     pub leave: Leave,
     /// Share the VM's descriptors with a process that outlives this one.
     pub hold_fds: bool,
+    /// Milliseconds that a fault may take.
+    pub deadline_ms: Option<u32>,
+    /// Poison is told to the guest.
+    pub fail_poison: bool,
     /// Before every line of the guest's console.
     pub serial_prefix: String,
 }
@@ -121,6 +127,8 @@ impl Args {
             reboots: p.opt_value_from_str("--reboots").map_err(text)?.unwrap_or(0),
             leave: p.opt_value_from_fn("--leave", Leave::parse).map_err(text)?.unwrap_or_default(),
             hold_fds: p.contains("--hold-fds"),
+            deadline_ms: p.opt_value_from_str("--deadline-ms").map_err(text)?,
+            fail_poison: p.contains("--fail-poison"),
             serial_prefix: p
                 .opt_value_from_str("--serial-prefix")
                 .map_err(text)?
@@ -149,6 +157,9 @@ impl Args {
         }
         if self.timeout_s == 0 {
             return Err("--timeout-s 0: must be at least 1".into());
+        }
+        if let Some(ms) = self.deadline_ms.filter(|ms| !(1..=3_600_000).contains(ms)) {
+            return Err(format!("--deadline-ms {ms}: must be 1 to 3600000"));
         }
         for (option, path) in [("--kernel", Some(&self.kernel)), ("--initrd", self.initrd.as_ref())]
         {
@@ -179,6 +190,7 @@ mod tests {
             unreachable!("a valid command line")
         };
         assert_eq!((args.vcpus, args.mem_mib, args.pin), (4, 256, true));
+        assert_eq!((args.deadline_ms, args.fail_poison), (None, false));
         assert_eq!(parse(&["--help"]), Ok(Parsed::Help));
     }
 
@@ -194,6 +206,8 @@ mod tests {
             &["--kernel", "Cargo.toml", "--slots", "3"],
             &["--kernel", "Cargo.toml", "--leave", "later"],
             &["--kernel", "Cargo.toml", "--bare", "--reboots", "1"],
+            &["--kernel", "Cargo.toml", "--deadline-ms", "0"],
+            &["--kernel", "Cargo.toml", "--deadline-ms", "3600001"],
             &["--kernel", "Cargo.toml", "--nonsense"],
             &["--kernel", "/nonexistent"],
         ] {

@@ -21,13 +21,13 @@ use crate::boot::Again;
 use crate::bus::Bus;
 use crate::counters::Counters;
 use crate::memory::Ram;
-use crate::pager::Pager;
+use crate::pager::{Pager, PagerThread};
 use crate::report::Reporter;
 use crate::reset::PowerOn;
 use crate::stats::Stats;
 use crate::testdev::TestDevice;
 use crate::vcpu::{End, VcpuThread, set_boot_state};
-use crate::{acpi, bare, boot, cpuid, end, serial, sys};
+use crate::{acpi, bare, boot, cpuid, end, serial, sigbus, sys, vm_cap};
 
 /// How the machine ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,10 @@ pub enum Outcome {
     Reset,
     /// It took too long.
     Timeout,
+    /// A page is lost, and KVM could not tell the guest.
+    MemoryFault,
+    /// Memory is poisoned, and KVM told us instead of the guest.
+    Poison,
 }
 
 impl Outcome {
@@ -54,6 +58,8 @@ impl Outcome {
             Outcome::Shutdown => 4,
             Outcome::Reset => 5,
             Outcome::Timeout => 6,
+            Outcome::MemoryFault => 7,
+            Outcome::Poison => 8,
         }
     }
 }
@@ -66,6 +72,7 @@ const TSS: usize = 0xfffb_d000;
 pub fn run(args: Args) -> Result<Outcome> {
     let kvm = Kvm::new().context("cannot open /dev/kvm")?;
     let vm = Arc::new(create_vm(&kvm, &args)?);
+    vm_cap::enable(&vm, args.deadline_ms, args.fail_poison)?;
     let ram = Arc::new(Ram::new(args.mem_mib, args.slots, args.thp)?);
     ram.register(&vm)?;
     let entry = if args.bare {
@@ -77,6 +84,7 @@ pub fn run(args: Args) -> Result<Outcome> {
     let counters = Arc::new(Counters::default());
     counters.set_vm(Stats::open(&*vm).context("KVM_GET_STATS_FD")?);
     let pager = Arc::new(Pager::new(ram.clone())?);
+    let pager_thread = Arc::new(PagerThread::new(pager.clone(), args.pin));
     let reporter = Reporter::new(&args.mode_label, args.vcpus);
     let irq = EventFd::new(EFD_NONBLOCK)?;
     vm.register_irqfd(&irq, serial::COM1_GSI).context("KVM_IRQFD")?;
@@ -84,7 +92,7 @@ pub fn run(args: Args) -> Result<Outcome> {
     let device = TestDevice::new(
         vm.clone(),
         ram.clone(),
-        pager.clone(),
+        pager_thread.clone(),
         counters.clone(),
         reporter.clone(),
         args.mem_mib,
@@ -117,9 +125,10 @@ pub fn run(args: Args) -> Result<Outcome> {
             end::hold_descriptors().context("cannot make the process that holds descriptors")?;
         reporter.print_value("holder", json!({"pid": pid}));
     }
-    start_pager(pager.clone(), args.pin)?;
+    pager_thread.start()?;
     sys::install_kick_signal()
         .map_err(|e| anyhow::anyhow!("cannot install the kick signal: {e}"))?;
+    sigbus::install().map_err(|e| anyhow::anyhow!("cannot handle SIGBUS: {e}"))?;
     let limit = Duration::from_secs(args.timeout_s);
     let mut again = Again::default();
     let outcome = loop {
@@ -139,6 +148,7 @@ pub fn run(args: Args) -> Result<Outcome> {
         stop.store(false, Ordering::Release);
     };
     bus.finish();
+    report_sigbus(&reporter, &ram);
     match args.leave {
         Leave::Finish => {}
         Leave::Exit => return Ok(outcome),
@@ -187,21 +197,14 @@ fn vcpu_cpu(id: u8) -> usize {
     usize::from(id) % (sys::cpu_count() - 1).max(1)
 }
 
-fn start_pager(pager: Arc<Pager>, pin: bool) -> Result<()> {
-    let body = move || {
-        if pin {
-            if let Err(error) = sys::pin_to(sys::cpu_count() - 1) {
-                eprintln!("ve-apf-vmm: cannot pin the pager: {error}");
-            }
-        }
-        if let Err(error) = pager.run() {
-            // Without a pager the guest hangs, so say why now.
-            eprintln!("ve-apf-vmm: pager: {error:#}");
-            std::process::exit(1);
-        }
-    };
-    thread::Builder::new().name("pager".into()).spawn(body).context("cannot start the pager")?;
-    Ok(())
+/// SIGBUS for poisoned memory, if there was any.
+fn report_sigbus(reporter: &Reporter, ram: &Ram) {
+    let count = sigbus::count();
+    if count != sigbus::Count::default() {
+        let gpa = ram.gfn(count.last_hva).map(|gfn| gfn << 12);
+        let record = json!({"met": count.met, "injected": count.injected, "last_gpa": gpa});
+        reporter.print_value("sigbus", record);
+    }
 }
 
 /// How a run ended.
@@ -245,6 +248,8 @@ fn run_vcpus(
             return Ok(Run::Reset(threads.into_iter().flat_map(|thread| thread.join()).collect()));
         }
         Ok((_, End::Internal(what))) => (Outcome::InternalError, ("internal_error", what)),
+        Ok((_, End::MemoryFault(what))) => (Outcome::MemoryFault, ("memory_fault", what)),
+        Ok((_, End::Poison(at))) => (Outcome::Poison, ("poison", at)),
         Ok((id, End::Shutdown)) => (Outcome::Shutdown, ("shutdown", json!({"vcpu": id}))),
         Ok((id, End::Reset)) => (Outcome::Reset, ("reset", json!({"vcpu": id}))),
         Ok((_, End::Stopped(at))) => (Outcome::Timeout, ("timeout", at)),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::VmFd;
 use serde_json::json;
-use ve_apf_testdev::{CommandPage, Op, PAGE_SIZE, PolicyArgs, Run, RunIter, VERSION};
+use ve_apf_testdev::{CommandPage, Loss, Op, PAGE_SIZE, PolicyArgs, Run, RunIter, VERSION};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::counters::{Counters, lock};
@@ -13,7 +13,7 @@ use crate::mark::Marks;
 use crate::memory::Ram;
 use crate::mmu::Mmu;
 use crate::nmi::NmiSource;
-use crate::pager::Pager;
+use crate::pager::{Pager, PagerThread};
 use crate::report::Reporter;
 use crate::sys;
 use crate::trace::Recorder;
@@ -31,6 +31,7 @@ pub enum Next {
 pub struct TestDevice {
     ram: Arc<Ram>,
     pager: Arc<Pager>,
+    pager_thread: Arc<PagerThread>,
     counters: Arc<Counters>,
     reporter: Reporter,
     recorder: Recorder,
@@ -51,12 +52,13 @@ impl TestDevice {
     pub fn new(
         vm: Arc<VmFd>,
         ram: Arc<Ram>,
-        pager: Arc<Pager>,
+        pager_thread: Arc<PagerThread>,
         counters: Arc<Counters>,
         reporter: Reporter,
         mem_mib: u32,
         vcpus: u8,
     ) -> TestDevice {
+        let pager = pager_thread.pager().clone();
         let nmis = NmiSource::new(vm.clone(), ram.clone());
         let mmu = Mmu::new(vm, ram.clone(), pager.clone());
         let marks = Marks::new(ram.clone());
@@ -64,6 +66,7 @@ impl TestDevice {
         TestDevice {
             ram,
             pager,
+            pager_thread,
             counters,
             reporter,
             recorder,
@@ -177,14 +180,18 @@ impl TestDevice {
             Op::Lose => {
                 let runs = self.runs(page)?;
                 self.check_declared(&runs)?;
-                for run in &runs {
-                    self.ram.set_lost(run.first, run.count, args[0] != 0).map_err(log_io)?;
-                }
+                let how = Loss::from_u64(args[0]).ok_or(libc::EINVAL)?;
+                self.pager.lose(&runs, how).map_err(log_io)?;
             }
             Op::Mark => {
                 let results = self.marks.command(args[0], &self.runs(page)?)?;
                 page.set_args(results);
             }
+            Op::PagerRun => match args[0] {
+                0 => self.pager_thread.stop().map_err(|e| log_io(e.into()))?,
+                1 => self.pager_thread.start().map_err(log_io)?,
+                _ => return Err(libc::EINVAL),
+            },
             Op::Nmi => page.set_args([self.nmis.command(args)?, 0, 0, 0]),
             Op::Exit => {}
         }

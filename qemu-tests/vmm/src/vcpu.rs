@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::boot;
 use crate::bus::{After, Bus};
 use crate::counters::Counters;
-use crate::sys;
+use crate::{sigbus, sys};
 
 /// How a vCPU's run ended.
 #[derive(Debug)]
@@ -22,6 +22,10 @@ pub enum End {
     Guest(u8),
     /// KVM_EXIT_INTERNAL_ERROR, or KVM_RUN failed.
     Internal(serde_json::Value),
+    /// KVM_EXIT_MEMORY_FAULT: a page is lost, and the guest can not be told.
+    MemoryFault(serde_json::Value),
+    /// KVM signalled that memory is poisoned.
+    Poison(serde_json::Value),
     /// Triple fault.
     Shutdown,
     /// Reset line: a reboot, or a panic.
@@ -132,6 +136,10 @@ impl VcpuThread {
                 Ok(VcpuExit::Shutdown) => return End::Shutdown,
                 Ok(VcpuExit::SystemEvent(..)) => return End::Reset,
                 Ok(VcpuExit::Intr) => count(&exits.intr),
+                Ok(VcpuExit::MemoryFault { flags, gpa, size }) => {
+                    count(&exits.other);
+                    return End::MemoryFault(self.memory_fault(flags, gpa, size));
+                }
                 Ok(VcpuExit::InternalError) => return End::Internal(self.internal_error()),
                 Ok(other) => {
                     count(&exits.other);
@@ -139,7 +147,11 @@ impl VcpuThread {
                     return End::Internal(json!({"exit": exit, "at": self.position()}));
                 }
                 Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
-                    count(&exits.intr)
+                    count(&exits.intr);
+                    // This VMM raises no machine checks; the guest would only come back for the page.
+                    if sigbus::count().met > 0 {
+                        return End::Poison(self.position());
+                    }
                 }
                 Err(error) => {
                     let error = io::Error::from_raw_os_error(error.errno()).to_string();
@@ -147,6 +159,11 @@ impl VcpuThread {
                 }
             }
         }
+    }
+
+    fn memory_fault(&self, flags: u64, gpa: u64, size: u64) -> serde_json::Value {
+        let at = self.position();
+        json!({"vcpu": self.id, "flags": flags, "gpa": gpa, "size": size, "at": at})
     }
 
     fn internal_error(&mut self) -> serde_json::Value {

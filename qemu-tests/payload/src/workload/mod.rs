@@ -10,6 +10,7 @@ mod info;
 mod kernel_io;
 mod kernel_pages;
 mod kill_parked;
+mod lost_in_context;
 mod lost_page;
 mod memory_hotplug;
 mod mmu_ops;
@@ -33,7 +34,7 @@ use crate::options::Options;
 type Run = fn(&str, &Options, &Device) -> Result<()>;
 
 /// Workloads that need the test device.
-const WITH_DEVICE: [(&str, Run); 22] = [
+const WITH_DEVICE: [(&str, Run); 23] = [
     ("offline", offline::run),
     ("break_ring", break_ring::run),
     ("contexts", contexts::run),
@@ -48,6 +49,7 @@ const WITH_DEVICE: [(&str, Run); 22] = [
     ("stress", stress::run),
     ("kill_parked", kill_parked::run),
     ("lost_page", lost_page::run),
+    ("lost_in_context", lost_in_context::run),
     ("memory_hotplug", memory_hotplug::run),
     ("mmu_ops", mmu_ops::run),
     ("mmu_huge", mmu_ops::run_huge),

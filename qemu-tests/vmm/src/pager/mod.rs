@@ -1,8 +1,10 @@
 //! The pager: takes pages away and delivers them by userfaultfd when their policy says so.
 
 mod content;
+mod loss;
 pub mod policy;
 pub mod schedule;
+mod thread;
 
 use std::collections::HashMap;
 use std::io;
@@ -12,14 +14,17 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result};
 use rcu_clean::ArcRcu;
 use ve_apf_testdev::Run;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::counters::{Values, lock};
 use crate::memory::Ram;
 use crate::sys;
 use crate::uffd::{Answer, Uffd};
 use content::Content;
+use loss::Losses;
 use policy::{Policies, Table};
 use schedule::{Request, Schedule};
+pub use thread::PagerThread;
 
 /// Shared by the vCPU threads, which carry out the guest's commands, and the pager thread, which waits.
 pub struct Pager {
@@ -28,6 +33,8 @@ pub struct Pager {
     /// The policy table.
     pub policies: Policies,
     state: Mutex<State>,
+    /// Ends [`Pager::run`].
+    stop: EventFd,
 }
 
 struct State {
@@ -35,6 +42,7 @@ struct State {
     schedule: Schedule,
     /// Evicted and not delivered yet.
     missing: HashMap<u64, Content>,
+    losses: Losses,
     counts: Counts,
     /// Missing frames in the order in which they were asked for, since somebody looked.
     log: Vec<u64>,
@@ -77,10 +85,12 @@ impl Pager {
             registered: false,
             schedule: Schedule::new(sys::now_ns()),
             missing: HashMap::new(),
+            losses: Losses::default(),
             counts: Counts::default(),
             log: Vec::new(),
         };
-        Ok(Pager { ram, uffd, policies: Policies::new(), state: Mutex::new(state) })
+        let stop = EventFd::new(EFD_NONBLOCK)?;
+        Ok(Pager { ram, uffd, policies: Policies::new(), state: Mutex::new(state), stop })
     }
 
     /// Hands guest memory to userfaultfd, all of it made present first. Further calls do nothing.
@@ -101,6 +111,7 @@ impl Pager {
         let mut state = lock(&self.state);
         anyhow::ensure!(state.registered, "evict before declare");
         for run in runs {
+            self.make_evictable(&mut state, *run, round.is_none())?;
             for gfn in run.frames() {
                 let content = match round {
                     Some(round) => Content::Pattern(round),
@@ -179,7 +190,8 @@ impl Pager {
         ])
     }
 
-    /// Body of the pager thread; returns only on errors.
+    /// Body of the pager thread, until it is told to stop. What was asked for and not delivered is kept for the next one,
+    /// since the kernel says it once.
     pub fn run(&self) -> Result<()> {
         sys::no_timer_slack();
         let table = self.policies.reader();
@@ -191,6 +203,9 @@ impl Pager {
                 state.schedule.next_ns()
             };
             self.wait(next)?;
+            if self.stop.read().is_ok() {
+                return Ok(());
+            }
             faults.clear();
             self.uffd.read_faults(&mut faults)?;
             if !faults.is_empty() {
@@ -255,14 +270,15 @@ impl Pager {
 
     /// Until a request comes or the next delivery is due. Commands of the guest only ever take deliveries out.
     fn wait(&self, until_ns: Option<u64>) -> io::Result<()> {
-        let mut fd = libc::pollfd { fd: self.uffd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let on = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut fds = [on(self.uffd.as_raw_fd()), on(self.stop.as_raw_fd())];
         let left = until_ns.map(|at| at.saturating_sub(sys::now_ns())).map(|ns| libc::timespec {
             tv_sec: (ns / 1_000_000_000) as i64,
             tv_nsec: (ns % 1_000_000_000) as i64,
         });
         let timeout = left.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-        // SAFETY: `fd` and the time live through the call; no signal mask is given.
-        let rc = unsafe { libc::ppoll(&mut fd, 1, timeout, std::ptr::null()) };
+        // SAFETY: both descriptors and the time live through the call; no signal mask is given.
+        let rc = unsafe { libc::ppoll(fds.as_mut_ptr(), 2, timeout, std::ptr::null()) };
         match rc {
             n if n >= 0 => Ok(()),
             _ => match io::Error::last_os_error() {
