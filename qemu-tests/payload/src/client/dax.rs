@@ -60,32 +60,28 @@ struct Vm {
 impl Vm {
     /// The story; returns whether the VM lived to its end.
     fn steps(&mut self, backing: &mut Backing, cut: u64) -> Result<bool> {
-        backing.cut(cut)?;
-        for command in ["touch 3", "store 4"] {
-            if !self.step(command, command)? {
+        let outages: [(&[&str], &str); 2] =
+            [(&["touch 3", "store 4"], ""), (&["read 5", "write 6", "sync 6"], "_again")];
+        for (commands, suffix) in outages {
+            backing.cut(cut)?;
+            let mut pending = false;
+            for command in commands {
+                if !self.step(command, first_word(command))? {
+                    return Ok(false);
+                }
+                pending = self.record[first_word(command)]["state"] == "pending";
+                if pending {
+                    break;
+                }
+            }
+            backing.restore()?;
+            if pending && !self.step("join", &format!("joined{suffix}"))? {
                 return Ok(false);
             }
-            if self.is_pending(command) {
-                break;
-            }
-        }
-        backing.restore()?;
-        if self.is_pending("touch") && !self.step("join", "joined")? {
-            return Ok(false);
-        }
-        if !self.step("verify", "verified")? {
-            return Ok(false);
-        }
-        backing.cut(cut)?;
-        for command in ["read 5", "write 6", "sync 6"] {
-            if !self.step(command, command)? {
-                return Ok(false);
-            }
-        }
-        backing.restore()?;
-        for (command, name) in [("touch 5", "touched_again"), ("verify", "verified_again")] {
-            if !self.step(command, name)? {
-                return Ok(false);
+            for (command, name) in [("touch 3", "touched"), ("verify", "verified")] {
+                if !self.step(command, &format!("{name}{suffix}"))? {
+                    return Ok(false);
+                }
             }
         }
         self.qemu.type_line("end")?;
@@ -94,7 +90,7 @@ impl Vm {
         Ok(true)
     }
 
-    /// Has L2 carry out a command, and records its answer under the first word of `name`; false if the VM stopped.
+    /// Has L2 carry out a command, and records its answer as `name`; false if the VM stopped.
     fn step(&mut self, command: &str, name: &str) -> Result<bool> {
         let verb = first_word(command);
         let pid = self.qemu.pid();
@@ -115,13 +111,8 @@ impl Vm {
         };
         answer["exits"] = json!(kvm_stats::read(pid, "exits")? - exits);
         answer["total_ms"] = json!(u64::try_from(began.elapsed().as_millis())?);
-        self.record.insert(first_word(name).to_owned(), answer);
+        self.record.insert(name.to_owned(), answer);
         Ok(alive)
-    }
-
-    fn is_pending(&self, command: &str) -> bool {
-        let answer = self.record.get(first_word(command));
-        answer.is_some_and(|answer| answer["state"] == "pending")
     }
 }
 

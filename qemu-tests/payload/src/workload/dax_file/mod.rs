@@ -38,7 +38,10 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let device = options.text("pmem", "/dev/pmem0");
     let patience = Duration::from_millis(options.number("patience_ms", 3000)?);
     std::fs::create_dir_all(DIR)?;
-    system::mount_device(device, DIR, "ext4", "dax").with_context(|| format!("mount {device}"))?;
+    system::mount_device(device, DIR, "ext4", "dax").with_context(|| {
+        let log = ["nfit", "pmem", "nd_", "EXT4"].map(dmesg::lines_with).concat();
+        format!("mount {device}; kernel log: {log:?}")
+    })?;
     let kept = DaxFile::create(&format!("{DIR}/kept"), KEPT_PAGES)?;
     let file = DaxFile::create(&format!("{DIR}/file"), options.count("pages", 64)?)?;
     let cut = file.first_byte()?;
