@@ -1,10 +1,11 @@
-//! Boots L2 in Debian's QEMU: `l1-client swap DEVICE [L2-COMMAND-LINE]`, `l1-client postcopy [L2-COMMAND-LINE]`.
+//! Boots L2 in Debian's QEMU: `l1-client swap DEVICE [L2-COMMAND-LINE]`, `l1-client postcopy [L2-COMMAND-LINE]`,
+//! `l1-client dax [L2-COMMAND-LINE]`.
 //!
 //! Prints one `client` record. Exit code 0, 1 (failed), 2 (usage).
 
 use std::process::ExitCode;
 
-use ve_apf_payload::client::{postcopy, swap};
+use ve_apf_payload::client::{dax, postcopy, swap};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -14,9 +15,11 @@ fn main() -> ExitCode {
         ["swap", device, append] => swap::run(device, append),
         ["postcopy"] => postcopy::run(""),
         ["postcopy", append] => postcopy::run(append),
+        ["dax"] => dax::run(""),
+        ["dax", append] => dax::run(append),
         _ => {
             eprintln!(
-                "usage: l1-client swap DEVICE [L2-COMMAND-LINE] | l1-client postcopy [L2-COMMAND-LINE]"
+                "usage: l1-client swap DEVICE [L2-COMMAND-LINE] | l1-client postcopy|dax [L2-COMMAND-LINE]"
             );
             return ExitCode::from(2);
         }

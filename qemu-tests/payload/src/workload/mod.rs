@@ -5,6 +5,7 @@
 mod bad_input;
 mod break_ring;
 mod contexts;
+mod dax_file;
 mod hypercall;
 mod info;
 mod kernel_io;
@@ -32,6 +33,7 @@ use crate::device::Device;
 use crate::options::Options;
 
 type Run = fn(&str, &Options, &Device) -> Result<()>;
+type RunAlone = fn(&Options) -> Result<()>;
 
 /// Workloads that need the test device.
 const WITH_DEVICE: [(&str, Run); 23] = [
@@ -60,6 +62,14 @@ const WITH_DEVICE: [(&str, Run); 23] = [
     ("reboot", reboot::run),
 ];
 
+/// Workloads for VMMs that know nothing of the test.
+const WITHOUT_DEVICE: [(&str, RunAlone); 1] = [("dax_file", dax_file::run)];
+
+/// May this workload use the test device? Looking for it writes to a port that other VMMs use for something else.
+pub fn may_use_device(name: &str) -> bool {
+    WITHOUT_DEVICE.iter().all(|(known, _)| *known != name)
+}
+
 /// Runs one workload.
 pub fn run(name: &str, options: &Options, device: Option<&Device>) -> Result<()> {
     match name {
@@ -70,6 +80,9 @@ pub fn run(name: &str, options: &Options, device: Option<&Device>) -> Result<()>
     }
     if let Some(event) = name.strip_prefix("parked_") {
         return parked::run(event, options, device.context("needs the VMM's test device")?);
+    }
+    if let Some((_, run)) = WITHOUT_DEVICE.iter().find(|(known, _)| *known == name) {
+        return run(options);
     }
     let Some((_, run)) = WITH_DEVICE.iter().find(|(known, _)| *known == name) else {
         bail!("veapf.run={name}: unknown workload");
