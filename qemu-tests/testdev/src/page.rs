@@ -41,6 +41,8 @@ pub enum Op {
     Mmu = 15,
     /// Data: runs. args\[0\]: 1 these frames can never come (the host has no access to its own mapping), 0 they can.
     Lose = 16,
+    /// Returns args: snapshots that the machine went on from, and those that are still to be taken.
+    Snapshots = 17,
 }
 
 /// What [`Op::Nmi`] does.
@@ -67,7 +69,7 @@ impl Nmi {
 impl Op {
     /// The operation with this number.
     pub fn from_u32(value: u32) -> Option<Op> {
-        const ALL: [Op; 16] = [
+        const ALL: [Op; 17] = [
             Op::Hello,
             Op::Declare,
             Op::SetPolicy,
@@ -84,6 +86,7 @@ impl Op {
             Op::Nmi,
             Op::Mmu,
             Op::Lose,
+            Op::Snapshots,
         ];
         ALL.into_iter().find(|op| *op as u32 == value)
     }
@@ -289,11 +292,11 @@ mod tests {
 
     #[test]
     fn every_op_has_its_number() {
-        for n in 1..=16 {
+        for n in 1..=17 {
             assert_eq!(Op::from_u32(n).map(|op| op as u32), Some(n));
         }
         assert_eq!(Op::from_u32(0), None);
-        assert_eq!(Op::from_u32(17), None);
+        assert_eq!(Op::from_u32(18), None);
     }
 
     #[test]

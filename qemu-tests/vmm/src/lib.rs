@@ -18,6 +18,7 @@ pub mod nmi;
 pub mod pager;
 pub mod report;
 pub mod serial;
+pub mod snapshot;
 pub mod stats;
 pub mod sys;
 pub mod testdev;

@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::boot;
 use crate::bus::{After, Bus};
 use crate::counters::Counters;
+use crate::snapshot::gate::Gate;
 use crate::sys;
 
 /// How a vCPU's run ended.
@@ -81,6 +82,8 @@ pub struct VcpuThread {
     pub counters: Arc<Counters>,
     /// Set when all are to stop.
     pub stop: Arc<AtomicBool>,
+    /// Where it stops for a snapshot.
+    pub gate: Gate,
     /// The CPU to run on.
     pub cpu: Option<usize>,
 }
@@ -99,6 +102,7 @@ impl VcpuThread {
         let _ = tids.send((self.id, tid));
         started.wait();
         let end = self.run_to_end();
+        self.gate.end();
         let _ = done.send((self.id, end));
     }
 
@@ -110,6 +114,8 @@ impl VcpuThread {
             if self.stop.load(Ordering::Acquire) {
                 return End::Stopped(self.position());
             }
+            let closed = self.gate.is_closed();
+            self.fd.set_kvm_immediate_exit(closed.into());
             let exits = &self.counters.user_exits;
             match self.fd.run() {
                 Ok(VcpuExit::IoIn(port, data)) => {
@@ -138,6 +144,8 @@ impl VcpuThread {
                     let exit = format!("{other:?}");
                     return End::Internal(json!({"exit": exit, "at": self.position()}));
                 }
+                // With `immediate_exit` this is the end of whatever exit came before.
+                Err(error) if closed && error.errno() == libc::EINTR => self.gate.wait(&self.fd),
                 Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
                     count(&exits.intr)
                 }
