@@ -175,6 +175,12 @@ impl Device {
         Ok(words.map(|word| word.iter().rev().fold(0, |all, b| all << 8 | u64::from(*b))).collect())
     }
 
+    /// Snapshots that the VMM went on from so far, and those that it is still to take.
+    pub fn snapshots(&self) -> Result<(u64, u64)> {
+        let [restored, left, ..] = self.call(&mut CommandPage::new(Op::Snapshots))?;
+        Ok((restored, left))
+    }
+
     /// Guest memory in MiB.
     pub fn memory_mib(&self) -> Result<u64> {
         Ok(self.call(&mut CommandPage::new(Op::Hello))?[1])

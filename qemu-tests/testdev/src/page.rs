@@ -43,8 +43,10 @@ pub enum Op {
     Lose = 16,
     /// args\[0\]: 0 the pager dies, and its userfaultfd stays open; 1 a new one takes over, with what is outstanding.
     PagerRun = 17,
+    /// Returns args: snapshots that the machine went on from, and those that are still to be taken.
+    Snapshots = 18,
     /// Data: runs. args\[0\]: one of [`crate::Mark`]: was memory written that is nobody's?
-    Mark = 24,
+    Mark = 19,
 }
 
 /// What [`Op::Nmi`] does.
@@ -71,7 +73,7 @@ impl Nmi {
 impl Op {
     /// The operation with this number.
     pub fn from_u32(value: u32) -> Option<Op> {
-        const ALL: [Op; 18] = [
+        const ALL: [Op; 19] = [
             Op::Hello,
             Op::Declare,
             Op::SetPolicy,
@@ -89,6 +91,7 @@ impl Op {
             Op::Mmu,
             Op::Lose,
             Op::PagerRun,
+            Op::Snapshots,
             Op::Mark,
         ];
         ALL.into_iter().find(|op| *op as u32 == value)
@@ -295,12 +298,11 @@ mod tests {
 
     #[test]
     fn every_op_has_its_number() {
-        for n in 1..=17 {
+        for n in 1..=19 {
             assert_eq!(Op::from_u32(n).map(|op| op as u32), Some(n));
         }
-        assert_eq!(Op::from_u32(24), Some(Op::Mark));
         assert_eq!(Op::from_u32(0), None);
-        assert_eq!(Op::from_u32(18), None);
+        assert_eq!(Op::from_u32(20), None);
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod report;
 pub mod reset;
 pub mod serial;
 pub mod sigbus;
+pub mod snapshot;
 pub mod stats;
 pub mod sys;
 pub mod testdev;

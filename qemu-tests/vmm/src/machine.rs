@@ -14,7 +14,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde_json::{Value, json};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::args::{Args, Leave};
 use crate::boot::Again;
@@ -24,6 +24,10 @@ use crate::memory::Ram;
 use crate::pager::{Pager, PagerThread};
 use crate::report::Reporter;
 use crate::reset::PowerOn;
+use crate::snapshot::campaign::Campaign;
+use crate::snapshot::driver::{Driver, Parts};
+use crate::snapshot::file::SnapshotFile;
+use crate::snapshot::{Shape, gate, vcpu as vcpu_state};
 use crate::stats::Stats;
 use crate::testdev::TestDevice;
 use crate::vcpu::{End, VcpuThread, set_boot_state};
@@ -70,23 +74,30 @@ const TSS: usize = 0xfffb_d000;
 
 /// Runs a guest to its end.
 pub fn run(args: Args) -> Result<Outcome> {
+    let loaded = args.restore.as_deref().map(SnapshotFile::open).transpose()?;
+    if let Some((file, state)) = &loaded {
+        state.check(&args, file.memory_len())?;
+    }
     let kvm = Kvm::new().context("cannot open /dev/kvm")?;
     let vm = Arc::new(create_vm(&kvm, &args)?);
     vm_cap::enable(&vm, args.deadline_ms, args.fail_poison)?;
     let ram = Arc::new(Ram::new(args.mem_mib, args.slots, args.thp)?);
     ram.register(&vm)?;
-    let entry = if args.bare {
-        bare::load(&ram.mem, &args)?
-    } else {
-        boot::load(&ram.mem, &args, acpi::write(&ram.mem, args.vcpus)?, &Again::default())?
+    let entry = match (&loaded, args.bare) {
+        (Some(_), _) => None,
+        (None, true) => Some(bare::load(&ram.mem, &args)?),
+        (None, false) => {
+            let rsdp = acpi::write(&ram.mem, args.vcpus)?;
+            Some(boot::load(&ram.mem, &args, rsdp, &Again::default())?)
+        }
     };
 
     let counters = Arc::new(Counters::default());
     counters.set_vm(Stats::open(&*vm).context("KVM_GET_STATS_FD")?);
-    let pager = Arc::new(Pager::new(ram.clone())?);
+    let pager = Arc::new(Pager::new(ram.clone(), args.restore_us)?);
     let pager_thread = Arc::new(PagerThread::new(pager.clone(), args.pin));
     let reporter = Reporter::new(&args.mode_label, args.vcpus);
-    let irq = EventFd::new(EFD_NONBLOCK)?;
+    let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
     vm.register_irqfd(&irq, serial::COM1_GSI).context("KVM_IRQFD")?;
     let console = serial::console(irq, args.serial_prefix.clone());
     let device = TestDevice::new(
@@ -100,20 +111,31 @@ pub fn run(args: Args) -> Result<Outcome> {
     );
     let bus = Arc::new(Bus::new(console, device));
 
+    // Whoever loads state may need missing memory.
+    if let Some((file, state)) = &loaded {
+        pager.load(&state.pager, file.pages())?;
+        bus.load(&state.bus)?;
+        counters.load(&state.counters);
+    }
+    pager_thread.start()?;
+
     let stop = Arc::new(AtomicBool::new(false));
+    let (keeper, gates) = gate::gates(args.vcpus, vcpu_state::msr_list(&kvm)?);
     let mut vcpus = Vec::new();
-    for id in 0..args.vcpus {
+    for (id, gate) in (0..args.vcpus).zip(gates) {
         let fd = create_vcpu(&kvm, &vm, id, args.vcpus)?;
-        if id == 0 || args.bare {
-            set_boot_state(&fd, entry)?;
-        }
-        if args.bare {
-            bare::set_start(&fd, id, args.vcpus)?;
+        if let Some(entry) = entry {
+            if id == 0 || args.bare {
+                set_boot_state(&fd, entry)?;
+            }
+            if args.bare {
+                bare::set_start(&fd, id, args.vcpus)?;
+            }
         }
         counters.add_vcpu(Stats::open(&fd).context("KVM_GET_STATS_FD")?);
         let cpu = args.pin.then(|| vcpu_cpu(id));
         let (bus, counters, stop) = (bus.clone(), counters.clone(), stop.clone());
-        vcpus.push(VcpuThread { id, fd, bus, counters, stop, cpu });
+        vcpus.push(VcpuThread { id, fd, bus, counters, stop, gate, cpu });
     }
     let power_on = match args.reboots {
         0 => None,
@@ -125,19 +147,39 @@ pub fn run(args: Args) -> Result<Outcome> {
             end::hold_descriptors().context("cannot make the process that holds descriptors")?;
         reporter.print_value("holder", json!({"pid": pid}));
     }
-    pager_thread.start()?;
+    let shape = Shape::of(&args);
+    let parts = Parts {
+        vm: vm.clone(),
+        ram: ram.clone(),
+        pager: pager.clone(),
+        bus: bus.clone(),
+        counters,
+    };
+    let (campaign, file) = match loaded {
+        Some((file, state)) => {
+            for (vcpu, state) in vcpus.iter().zip(&state.vcpus) {
+                state.load(&vcpu.fd)?;
+            }
+            state.vm.load(&vm)?;
+            (state.campaign, Some(file))
+        }
+        None => (new_campaign(&args), None),
+    };
+    let ends_ns = campaign.ends_ns;
+    let mut snapshots = Driver::new(parts, shape, keeper, campaign, file);
     sys::install_kick_signal()
         .map_err(|e| anyhow::anyhow!("cannot install the kick signal: {e}"))?;
     sigbus::install().map_err(|e| anyhow::anyhow!("cannot handle SIGBUS: {e}"))?;
-    let limit = Duration::from_secs(args.timeout_s);
     let mut again = Again::default();
     let outcome = loop {
         let power_on = power_on.as_ref().filter(|_| again.number < args.reboots);
-        let ended = match run_vcpus(vcpus, &stop, &reporter, limit, power_on.is_some())? {
+        let limit = Duration::from_nanos(ends_ns.saturating_sub(sys::now_ns()));
+        let may_reset = power_on.is_some();
+        let run = run_vcpus(vcpus, &stop, &reporter, limit, may_reset, &mut snapshots)?;
+        vcpus = match run {
             Run::Ended(outcome) => break outcome,
             Run::Reset(back) => back,
         };
-        vcpus = ended;
         if let Some(power_on) = power_on {
             let en = power_on.restore(&vm, vcpus.iter().map(|vcpu| &vcpu.fd))?;
             again.number += 1;
@@ -147,6 +189,9 @@ pub fn run(args: Args) -> Result<Outcome> {
         }
         stop.store(false, Ordering::Release);
     };
+    if let Some(record) = snapshots.record() {
+        reporter.print_value("snapshots", record);
+    }
     bus.finish();
     report_sigbus(&reporter, &ram);
     match args.leave {
@@ -221,6 +266,7 @@ fn run_vcpus(
     reporter: &Reporter,
     limit: Duration,
     may_reset: bool,
+    snapshots: &mut Driver,
 ) -> Result<Run> {
     let started = Arc::new(Barrier::new(vcpus.len()));
     let (tid_tx, tid_rx) = channel();
@@ -238,7 +284,7 @@ fn run_vcpus(
         threads.push(thread.context("cannot start a vCPU thread")?);
     }
     let mut tids: BTreeMap<u8, i32> = tid_rx.iter().take(count).collect();
-    let (outcome, record) = match done_rx.recv_timeout(limit) {
+    let (outcome, record) = match wait(&done_rx, limit, snapshots, &tids)? {
         Ok((_, End::Guest(code))) => return Ok(Run::Ended(Outcome::Guest(code))),
         Ok((id, End::Reset)) if may_reset => {
             tids.remove(&id);
@@ -260,6 +306,34 @@ fn run_vcpus(
     };
     reporter.print_value(record.0, record.1);
     Ok(Run::Ended(outcome))
+}
+
+/// Waits for a vCPU's end, and takes snapshots meanwhile.
+fn wait(
+    done: &Receiver<(u8, End)>,
+    limit: Duration,
+    snapshots: &mut Driver,
+    tids: &BTreeMap<u8, i32>,
+) -> Result<Result<(u8, End), RecvTimeoutError>> {
+    let end = Instant::now() + limit;
+    loop {
+        let until = snapshots.due().map_or(end, |next| next.min(end));
+        match done.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Err(RecvTimeoutError::Timeout) if Instant::now() < end => snapshots.step(tids)?,
+            other => return Ok(other),
+        }
+    }
+}
+
+/// What the command line asks for; says how to have the same again.
+fn new_campaign(args: &Args) -> Campaign {
+    let ends_ns = sys::now_ns().saturating_add(args.timeout_s.saturating_mul(1_000_000_000));
+    let (into, count) = (args.snapshot_into, args.snapshots);
+    let seed = args.snapshot_seed.unwrap_or_else(sys::now_ns);
+    if count != 0 {
+        println!("ve-apf-vmm: {count} snapshots into {}, --snapshot-seed {seed}", into.name());
+    }
+    Campaign::new(into, count, args.snapshot_ms, seed, ends_ns)
 }
 
 /// Takes all vCPUs out of the guest and collects where they were. One that waits for a page may not come.

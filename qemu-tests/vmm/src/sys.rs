@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 
 /// `CLOCK_MONOTONIC` in ns.
 pub fn now_ns() -> u64 {
@@ -51,6 +51,13 @@ pub fn memory_file() -> io::Result<File> {
     }
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
     Ok(unsafe { File::from_raw_fd(raw) })
+}
+
+/// A program that this one becomes does not get this descriptor.
+pub fn close_on_exec(fd: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: takes plain integers.
+    let rc = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Makes SIGUSR1 interrupt system calls and do nothing else: it takes a vCPU thread out of KVM_RUN.

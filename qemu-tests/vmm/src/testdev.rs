@@ -1,11 +1,16 @@
 //! Device side of the test device: see `ve-apf-testdev` for the layout.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use anyhow::ensure;
 use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
-use ve_apf_testdev::{CommandPage, Loss, Op, PAGE_SIZE, PolicyArgs, Run, RunIter, VERSION};
+use ve_apf_testdev::{
+    CommandPage, Loss, Op, PAGE_SIZE, PolicyArgs, Run, RunIter, VERSION, push_run,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::counters::{Counters, lock};
@@ -27,6 +32,14 @@ pub enum Next {
     Exit(u8),
 }
 
+/// Its state.
+#[derive(Serialize, Deserialize)]
+pub struct DeviceState {
+    /// As words of [`Run`]s.
+    declared: Vec<u64>,
+    text: Vec<u8>,
+}
+
 /// The device.
 pub struct TestDevice {
     ram: Arc<Ram>,
@@ -42,6 +55,8 @@ pub struct TestDevice {
     vcpus: u8,
     declared: Mutex<BTreeSet<u64>>,
     text: Mutex<Vec<u8>>,
+    /// Snapshots the machine went on from, and those to come.
+    snapshots: [AtomicU64; 2],
 }
 
 /// Longest report.
@@ -77,6 +92,7 @@ impl TestDevice {
             vcpus,
             declared,
             text,
+            snapshots: Default::default(),
         }
     }
 
@@ -91,6 +107,33 @@ impl TestDevice {
         self.pager.policies.set(&[], PolicyArgs::fixed(0));
         self.pager.restore(&[])?;
         Ok(runs)
+    }
+
+    /// What [`Op::Snapshots`] answers.
+    pub fn set_snapshots(&self, restored: u32, left: u32) {
+        for (to, value) in self.snapshots.iter().zip([restored, left]) {
+            to.store(value.into(), Ordering::SeqCst);
+        }
+    }
+
+    /// Reads the state. NMIs that are sent at intervals are not among it.
+    pub fn save(&self) -> anyhow::Result<DeviceState> {
+        ensure!(!self.nmis.is_sending(), "NMIs are being sent to the guest");
+        let mut runs: Vec<Run> = Vec::new();
+        for gfn in lock(&self.declared).iter() {
+            if let Some(run) = push_run(runs.last_mut(), *gfn) {
+                runs.push(run);
+            }
+        }
+        let declared = runs.into_iter().map(Run::to_word).collect();
+        Ok(DeviceState { declared, text: lock(&self.text).clone() })
+    }
+
+    /// Puts it back.
+    pub fn load(&self, state: &DeviceState) {
+        let frames = state.declared.iter().flat_map(|word| Run::from_word(*word).frames());
+        *lock(&self.declared) = frames.collect();
+        lock(&self.text).clone_from(&state.text);
     }
 
     /// Carries out the command in frame `pfn`. A frame that is not guest memory is ignored: there is nowhere to answer.
@@ -193,6 +236,10 @@ impl TestDevice {
                 _ => return Err(libc::EINVAL),
             },
             Op::Nmi => page.set_args([self.nmis.command(args)?, 0, 0, 0]),
+            Op::Snapshots => {
+                let [restored, left] = self.snapshots.each_ref().map(|n| n.load(Ordering::SeqCst));
+                page.set_args([restored, left, 0, 0]);
+            }
             Op::Exit => {}
         }
         Ok(())

@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::boot;
 use crate::bus::{After, Bus};
 use crate::counters::Counters;
+use crate::snapshot::gate::Gate;
 use crate::{sigbus, sys};
 
 /// How a vCPU's run ended.
@@ -85,6 +86,8 @@ pub struct VcpuThread {
     pub counters: Arc<Counters>,
     /// Set when all are to stop.
     pub stop: Arc<AtomicBool>,
+    /// Where it stops for a snapshot.
+    pub gate: Gate,
     /// The CPU to run on.
     pub cpu: Option<usize>,
 }
@@ -103,6 +106,7 @@ impl VcpuThread {
         let _ = tids.send((self.id, tid));
         started.wait();
         let end = self.run_to_end();
+        self.gate.end();
         let _ = done.send((self.id, end));
     }
 
@@ -114,6 +118,8 @@ impl VcpuThread {
             if self.stop.load(Ordering::Acquire) {
                 return End::Stopped(self.position());
             }
+            let closed = self.gate.is_closed();
+            self.fd.set_kvm_immediate_exit(closed.into());
             let exits = &self.counters.user_exits;
             match self.fd.run() {
                 Ok(VcpuExit::IoIn(port, data)) => {
@@ -146,6 +152,8 @@ impl VcpuThread {
                     let exit = format!("{other:?}");
                     return End::Internal(json!({"exit": exit, "at": self.position()}));
                 }
+                // With `immediate_exit` this is the end of whatever exit came before.
+                Err(error) if closed && error.errno() == libc::EINTR => self.gate.wait(&self.fd),
                 Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
                     count(&exits.intr);
                     // This VMM raises no machine checks; the guest would only come back for the page.

@@ -21,6 +21,13 @@ pub(super) struct Losses {
     files: HashMap<u64, File>,
 }
 
+impl Losses {
+    /// Is every frame one that can come?
+    pub(super) fn is_empty(&self) -> bool {
+        self.lost.is_empty() && self.files.is_empty()
+    }
+}
+
 enum Lost {
     NoAccess,
     Truncated(Box<[u8; PAGE_SIZE]>),
