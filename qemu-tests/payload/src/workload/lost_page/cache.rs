@@ -9,15 +9,17 @@ use super::site::{Acted, Make, Plan, differences, failed, result};
 use crate::sys::{PAGE, Pages};
 use crate::system;
 
-pub(super) const SITES: [(&str, Make); 8] = [
+pub(super) const SITES: [(&str, Make); 10] = [
     ("cache_read", || read("/tmp")),
     ("cache_write", || write("/tmp")),
     ("cache_map", || map("/tmp")),
     ("cache_splice", || splice("/tmp")),
+    ("cache_sendfile", || sendfile("/tmp")),
     ("ramfs_read", || read(ramfs()?)),
     ("ramfs_write", || write(ramfs()?)),
     ("ramfs_map", || map(ramfs()?)),
     ("ramfs_splice", || splice(ramfs()?)),
+    ("ramfs_sendfile", || sendfile(ramfs()?)),
 ];
 
 /// Pages of a file; the second is lost.
@@ -133,4 +135,25 @@ fn splice(directory: &str) -> io::Result<Plan> {
         let n = unsafe { libc::read(reader.as_raw_fd(), copy.as_mut_ptr().cast(), PAGE) };
         result(n as i64, PAGE)
     }))
+}
+
+/// The kernel copies the page into another file, with nothing of the program's in between.
+fn sendfile(directory: &str) -> io::Result<Plan> {
+    let (fd, frame) = open(directory)?;
+    let path = format!("{directory}/sent{}", std::process::id());
+    let to = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+    let copied = to.try_clone()?;
+    let mut plan = plan(fd, frame, &[], move || {
+        let mut at = PAGE as libc::off64_t;
+        // SAFETY: takes plain integers.
+        unsafe { libc::lseek(to.as_raw_fd(), 0, libc::SEEK_SET) };
+        // SAFETY: `at` lives through the call.
+        result(unsafe { libc::sendfile(to.as_raw_fd(), fd, &mut at, PAGE) } as i64, PAGE)
+    });
+    plan.check = Box::new(move || {
+        let mut copy = vec![0; PAGE];
+        copied.read_exact_at(&mut copy, 0)?;
+        Ok(differences(&copy, &content()[PAGE..2 * PAGE]))
+    });
+    Ok(plan)
 }
