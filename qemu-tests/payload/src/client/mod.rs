@@ -3,11 +3,14 @@
 //! * [`swap`]: QEMU lives in a memory cgroup smaller than its guest, with a swap device.
 //! * [`postcopy`]: L2 moves from one QEMU to another while it runs, its memory after it.
 //!
-//! In both L2 runs the workload `walk`, which verifies every page it touches.
+//! * [`refused`]: L2 cannot move, and stays where it is.
+//!
+//! In all of them L2 runs the workload `walk`, which verifies every page it touches.
 
 pub mod postcopy;
 pub mod qemu;
 pub mod qmp;
+pub mod refused;
 pub mod swap;
 
 use anyhow::{Result, bail};

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 /// The host's CPU, less what emulated nested virtualisation gets wrong: interrupts of the TSC deadline timer come
 /// seconds late, and the guest's XSETBV does not reach KVM.
-const CPU: &str = "host,-tsc-deadline,-xsave";
+pub(super) const CPU: &str = "host,-tsc-deadline,-xsave";
 
 /// A running QEMU; killed when dropped.
 pub struct Qemu {
@@ -112,6 +112,18 @@ impl Qemu {
             if record[key] == value {
                 return Ok(record);
             }
+        }
+    }
+
+    /// How it ended; `None` if it runs on.
+    pub fn ended(&mut self, timeout: Duration) -> Result<Option<ExitStatus>> {
+        let end = Instant::now() + timeout;
+        loop {
+            let status = self.child.try_wait()?;
+            if status.is_some() || Instant::now() > end {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
