@@ -6,7 +6,9 @@ use core::ops::Range;
 
 use spin::Mutex;
 use ve_apf_metal::tables::Page;
-use ve_apf_testdev::{CommandPage, DATA_SIZE, MAX_RUN, Nmi, Op, PAGE_SIZE, PORT, PolicyArgs, Run};
+use ve_apf_testdev::{
+    CommandPage, DATA_SIZE, Loss, MAX_RUN, Nmi, Op, PAGE_SIZE, PORT, PolicyArgs, Run,
+};
 
 use crate::arena;
 use crate::text::Text;
@@ -148,7 +150,8 @@ pub(crate) fn restore_all() -> u64 {
 /// These frames can never come, or they can again. Who waits for one finds out when it is brought back.
 pub(crate) fn lose(frames: impl IntoIterator<Item = Range<u64>>, lost: bool) {
     let mut page = with_frames(Op::Lose, frames);
-    page.set_args([lost.into(), 0, 0, 0]);
+    let what = if lost { Loss::NoAccess } else { Loss::Back };
+    page.set_args([what as u64, 0, 0, 0]);
     demand(&mut page);
 }
 

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use ve_apf_testdev::{
-    CommandPage, DATA_SIZE, Mark, Mmu, Nmi, Op, PAGE_SIZE, PORT, PolicyArgs, Run, VERSION, push_run,
+    CommandPage, DATA_SIZE, Loss, Mark, Mmu, Nmi, Op, PAGE_SIZE, PORT, PolicyArgs, Run, VERSION,
+    push_run,
 };
 
 use crate::sys::{self, Pages};
@@ -69,9 +70,16 @@ impl Device {
         self.with_frames(Op::Evict, frames, [0, 1, 0, 0])
     }
 
-    /// These pages can never come, or can again; what they held then is there.
-    pub fn set_lost(&self, frames: &[u64], lost: bool) -> Result<()> {
-        self.with_frames(Op::Lose, frames, [lost.into(), 0, 0, 0])
+    /// The host loses these pages, or they are back; what they held then is there.
+    pub fn lose(&self, frames: &[u64], how: Loss) -> Result<()> {
+        self.with_frames(Op::Lose, frames, [how as u64, 0, 0, 0])
+    }
+
+    /// The pager dies, or a new one takes over.
+    pub fn run_pager(&self, run: bool) -> Result<()> {
+        let mut page = CommandPage::new(Op::PagerRun);
+        page.set_args([run.into(), 0, 0, 0]);
+        self.call(&mut page).map(drop)
     }
 
     /// Delivers all missing pages now.
@@ -165,6 +173,12 @@ impl Device {
         self.call(&mut page)?;
         let words = page.data().chunks_exact(8);
         Ok(words.map(|word| word.iter().rev().fold(0, |all, b| all << 8 | u64::from(*b))).collect())
+    }
+
+    /// Snapshots that the VMM went on from so far, and those that it is still to take.
+    pub fn snapshots(&self) -> Result<(u64, u64)> {
+        let [restored, left, ..] = self.call(&mut CommandPage::new(Op::Snapshots))?;
+        Ok((restored, left))
     }
 
     /// Guest memory in MiB.

@@ -28,13 +28,18 @@ pub fn mount_all() {
     let _ = fs::write("/proc/sys/vm/compact_unevictable_allowed", "0");
 }
 
-/// Mounts one file system.
+/// Mounts a file system that has no device.
 pub fn mount(target: &str, kind: &str, data: &str) -> io::Result<()> {
-    let [target, kind, data] = [target, kind, data].map(CString::new);
-    let (target, kind, data) = (target?, kind?, data?);
+    mount_device(kind, target, kind, data)
+}
+
+/// Mounts the file system on a device.
+pub fn mount_device(source: &str, target: &str, kind: &str, data: &str) -> io::Result<()> {
+    let [source, target, kind, data] = [source, target, kind, data].map(CString::new);
+    let (source, target, kind, data) = (source?, target?, kind?, data?);
     // SAFETY: all strings are NUL-terminated and live through the call.
     let rc = unsafe {
-        libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, data.as_ptr().cast())
+        libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, data.as_ptr().cast())
     };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

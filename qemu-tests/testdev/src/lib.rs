@@ -8,12 +8,14 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod loss;
 mod mark;
 mod mmu;
 mod page;
 mod pattern;
 mod runs;
 
+pub use loss::Loss;
 pub use mark::Mark;
 pub use mmu::Mmu;
 pub use page::{CommandPage, Nmi, Op, Order, PolicyArgs};

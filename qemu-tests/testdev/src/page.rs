@@ -39,10 +39,14 @@ pub enum Op {
     /// args\[0\]: one of [`crate::Mmu`], with its args and data. The VM's MMU is walked before and after, all entries of
     /// it. Returns JSON in the data area: these walks, `before` and `after`, and what the operation counts.
     Mmu = 15,
-    /// Data: runs. args\[0\]: 1 these frames can never come (the host has no access to its own mapping), 0 they can.
+    /// Data: runs. args\[0\]: a [`crate::Loss`], what becomes of these frames.
     Lose = 16,
+    /// args\[0\]: 0 the pager dies, and its userfaultfd stays open; 1 a new one takes over, with what is outstanding.
+    PagerRun = 17,
+    /// Returns args: snapshots that the machine went on from, and those that are still to be taken.
+    Snapshots = 18,
     /// Data: runs. args\[0\]: one of [`crate::Mark`]: was memory written that is nobody's?
-    Mark = 24,
+    Mark = 19,
 }
 
 /// What [`Op::Nmi`] does.
@@ -69,7 +73,7 @@ impl Nmi {
 impl Op {
     /// The operation with this number.
     pub fn from_u32(value: u32) -> Option<Op> {
-        const ALL: [Op; 17] = [
+        const ALL: [Op; 19] = [
             Op::Hello,
             Op::Declare,
             Op::SetPolicy,
@@ -86,6 +90,8 @@ impl Op {
             Op::Nmi,
             Op::Mmu,
             Op::Lose,
+            Op::PagerRun,
+            Op::Snapshots,
             Op::Mark,
         ];
         ALL.into_iter().find(|op| *op as u32 == value)
@@ -292,12 +298,11 @@ mod tests {
 
     #[test]
     fn every_op_has_its_number() {
-        for n in 1..=16 {
+        for n in 1..=19 {
             assert_eq!(Op::from_u32(n).map(|op| op as u32), Some(n));
         }
-        assert_eq!(Op::from_u32(24), Some(Op::Mark));
         assert_eq!(Op::from_u32(0), None);
-        assert_eq!(Op::from_u32(17), None);
+        assert_eq!(Op::from_u32(20), None);
     }
 
     #[test]

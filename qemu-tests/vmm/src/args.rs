@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::snapshot::campaign::Into;
+
 /// What `--help` prints.
 pub const USAGE: &str = "\
 usage: ve-apf-vmm --kernel FILE [options]
@@ -23,10 +25,19 @@ usage: ve-apf-vmm --kernel FILE [options]
   --reboots N           carry out N resets; the next one ends the VM, as the first does without this
   --leave HOW           at the end: finish (deliver what is missing first), exit (at once), close (close the VM, then deliver)
   --hold-fds            another process has all descriptors of the VM open too, until it is killed
+  --deadline-ms N       a page that is not there after N ms is lost to who waits for it: 1 to 3600000
+  --fail-poison         a page whose memory is poisoned is lost to who touches it; without, KVM signals this process
   --serial-prefix TEXT  before every line of the guest's console
+  --snapshots N         from when the guest first declares memory: save all of the machine N times and go on from that (0)
+  --snapshot-ms MIN-MAX random time before each (20-200)
+  --snapshot-into HOW   same: in the same VM, at once; rollback: in the same VM, after it ran on for another such time;
+                        fresh: in a new process, which has all memory missing at first (fresh)
+  --snapshot-seed N     of the random times
+  --restore FILE        go on from this snapshot instead of booting --kernel; it is written over by the next one
+  --restore-us MIN-MAX  time in which a page of a snapshot comes when it is touched (0-500)
 
 exit: 0, or 10 + the guest's code; 1 set-up failed; 2 usage; 3 KVM internal error; 4 triple fault; 5 reboot or panic;
-      6 timeout
+      6 timeout; 7 KVM_EXIT_MEMORY_FAULT: a page is lost where the guest can not be told; 8 KVM signalled poison
 ";
 
 /// A valid command line.
@@ -62,8 +73,24 @@ pub struct Args {
     pub leave: Leave,
     /// Share the VM's descriptors with a process that outlives this one.
     pub hold_fds: bool,
+    /// Milliseconds that a fault may take.
+    pub deadline_ms: Option<u32>,
+    /// Poison is told to the guest.
+    pub fail_poison: bool,
     /// Before every line of the guest's console.
     pub serial_prefix: String,
+    /// How many snapshots are taken.
+    pub snapshots: u32,
+    /// Milliseconds before each.
+    pub snapshot_ms: (u32, u32),
+    /// Where the machine goes on.
+    pub snapshot_into: Into,
+    /// Of the random times.
+    pub snapshot_seed: Option<u64>,
+    /// Start from this snapshot.
+    pub restore: Option<PathBuf>,
+    /// Microseconds in which a page of a snapshot comes.
+    pub restore_us: (u32, u32),
 }
 
 /// What becomes of pages that are missing when the guest is at its end.
@@ -93,7 +120,7 @@ impl Leave {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed {
     /// Run a guest.
-    Run(Args),
+    Run(Box<Args>),
     /// Print the usage.
     Help,
 }
@@ -106,7 +133,7 @@ impl Args {
             return Ok(Parsed::Help);
         }
         let args = Args {
-            kernel: p.value_from_str("--kernel").map_err(text)?,
+            kernel: p.opt_value_from_str("--kernel").map_err(text)?.unwrap_or_default(),
             bare: p.contains("--bare"),
             initrd: p.opt_value_from_str("--initrd").map_err(text)?,
             cmdline: p.opt_value_from_str("--cmdline").map_err(text)?.unwrap_or_default(),
@@ -121,16 +148,33 @@ impl Args {
             reboots: p.opt_value_from_str("--reboots").map_err(text)?.unwrap_or(0),
             leave: p.opt_value_from_fn("--leave", Leave::parse).map_err(text)?.unwrap_or_default(),
             hold_fds: p.contains("--hold-fds"),
+            deadline_ms: p.opt_value_from_str("--deadline-ms").map_err(text)?,
+            fail_poison: p.contains("--fail-poison"),
             serial_prefix: p
                 .opt_value_from_str("--serial-prefix")
                 .map_err(text)?
                 .unwrap_or_default(),
+            snapshots: p.opt_value_from_str("--snapshots").map_err(text)?.unwrap_or(0),
+            snapshot_ms: p
+                .opt_value_from_fn("--snapshot-ms", range)
+                .map_err(text)?
+                .unwrap_or((20, 200)),
+            snapshot_into: p
+                .opt_value_from_fn("--snapshot-into", into)
+                .map_err(text)?
+                .unwrap_or(Into::Fresh),
+            snapshot_seed: p.opt_value_from_str("--snapshot-seed").map_err(text)?,
+            restore: p.opt_value_from_str("--restore").map_err(text)?,
+            restore_us: p
+                .opt_value_from_fn("--restore-us", range)
+                .map_err(text)?
+                .unwrap_or((0, 500)),
         };
         if let Some(extra) = p.finish().first() {
             return Err(format!("unknown argument '{}'; see --help", extra.to_string_lossy()));
         }
         args.check()?;
-        Ok(Parsed::Run(args))
+        Ok(Parsed::Run(Box::new(args)))
     }
 
     fn check(&self) -> Result<(), String> {
@@ -150,14 +194,39 @@ impl Args {
         if self.timeout_s == 0 {
             return Err("--timeout-s 0: must be at least 1".into());
         }
-        for (option, path) in [("--kernel", Some(&self.kernel)), ("--initrd", self.initrd.as_ref())]
-        {
+        if let Some(ms) = self.deadline_ms.filter(|ms| !(1..=3_600_000).contains(ms)) {
+            return Err(format!("--deadline-ms {ms}: must be 1 to 3600000"));
+        }
+        let kernel = Some(&self.kernel).filter(|_| self.restore.is_none());
+        if kernel.is_some_and(|path| path.as_os_str().is_empty()) {
+            return Err("--kernel or --restore is needed; see --help".into());
+        }
+        if self.snapshots != 0 && self.bare {
+            return Err("--snapshots: not with --bare, which declares no memory".into());
+        }
+        if self.snapshots != 0 && self.reboots != 0 {
+            return Err("--snapshots: not with --reboots".into());
+        }
+        for (option, path) in [("--kernel", kernel), ("--initrd", self.initrd.as_ref())] {
             if let Some(path) = path.filter(|p| !p.is_file()) {
                 return Err(format!("{option} {}: no such file", path.display()));
             }
         }
         Ok(())
     }
+}
+
+/// `N` or `MIN-MAX`.
+fn range(text: &str) -> Result<(u32, u32), String> {
+    let (min, max) = text.split_once('-').unwrap_or((text, text));
+    match (min.parse(), max.parse()) {
+        (Ok(min), Ok(max)) if min <= max => Ok((min, max)),
+        _ => Err(format!("'{text}' is no MIN-MAX")),
+    }
+}
+
+fn into(text: &str) -> Result<Into, String> {
+    Into::from_name(text).ok_or_else(|| format!("'{text}' is none of same, rollback, fresh"))
 }
 
 fn text(error: pico_args::Error) -> String {
@@ -179,7 +248,12 @@ mod tests {
             unreachable!("a valid command line")
         };
         assert_eq!((args.vcpus, args.mem_mib, args.pin), (4, 256, true));
+        assert_eq!((args.deadline_ms, args.fail_poison), (None, false));
         assert_eq!(parse(&["--help"]), Ok(Parsed::Help));
+        let Ok(Parsed::Run(args)) = parse(&["--restore", "x", "--snapshot-ms", "5-7"]) else {
+            unreachable!("a valid command line")
+        };
+        assert_eq!((args.snapshot_ms, args.snapshot_into), ((5, 7), Into::Fresh));
     }
 
     #[test]
@@ -194,8 +268,14 @@ mod tests {
             &["--kernel", "Cargo.toml", "--slots", "3"],
             &["--kernel", "Cargo.toml", "--leave", "later"],
             &["--kernel", "Cargo.toml", "--bare", "--reboots", "1"],
+            &["--kernel", "Cargo.toml", "--deadline-ms", "0"],
+            &["--kernel", "Cargo.toml", "--deadline-ms", "3600001"],
             &["--kernel", "Cargo.toml", "--nonsense"],
             &["--kernel", "/nonexistent"],
+            &["--kernel", "Cargo.toml", "--snapshots", "x"],
+            &["--kernel", "Cargo.toml", "--snapshots", "1", "--bare"],
+            &["--kernel", "Cargo.toml", "--snapshot-ms", "9-1"],
+            &["--kernel", "Cargo.toml", "--snapshot-into", "nowhere"],
         ] {
             let error = parse(words).unwrap_err();
             assert!(!error.is_empty() && !error.contains('\n'), "{error}");

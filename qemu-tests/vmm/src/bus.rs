@@ -2,10 +2,13 @@
 
 use std::sync::Mutex;
 
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
 use crate::acpi::{PM1_CONTROL, PM1_EVENT};
 use crate::counters::lock;
-use crate::serial::{COM1, Console};
-use crate::testdev::{Next, TestDevice};
+use crate::serial::{COM1, Console, ConsoleState};
+use crate::testdev::{DeviceState, Next, TestDevice};
 
 /// What the vCPU does after a port write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +19,14 @@ pub enum After {
     Exit(u8),
     /// The guest asked for a reset: a reboot, or a panic.
     Reset,
+}
+
+/// State of everything that answers at a port.
+#[derive(Serialize, Deserialize)]
+pub struct BusState {
+    pm1_enable: [u8; 2],
+    console: ConsoleState,
+    device: DeviceState,
 }
 
 /// Everything that answers at a port.
@@ -91,6 +102,23 @@ impl Bus {
             _ => {}
         }
         After::Resume
+    }
+
+    /// Reads the state of all.
+    pub fn save(&self) -> Result<BusState> {
+        Ok(BusState {
+            pm1_enable: *lock(&self.pm1_enable),
+            console: ConsoleState::save(&lock(&self.console)),
+            device: self.device.save()?,
+        })
+    }
+
+    /// Puts it back.
+    pub fn load(&self, state: &BusState) -> Result<()> {
+        *lock(&self.pm1_enable) = state.pm1_enable;
+        state.console.load(&mut lock(&self.console))?;
+        self.device.load(&state.device);
+        Ok(())
     }
 
     /// Prints an unfinished console line.

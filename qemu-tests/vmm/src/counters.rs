@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::stats::Stats;
@@ -26,10 +27,18 @@ pub struct UserExits {
 }
 
 /// One snapshot.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Snapshot {
     at_ns: u64,
-    sections: BTreeMap<&'static str, Values>,
+    sections: BTreeMap<String, Values>,
+}
+
+/// What a machine that goes on elsewhere takes along.
+#[derive(Serialize, Deserialize)]
+pub struct CountersState {
+    totals: BTreeMap<String, Values>,
+    begun: BTreeMap<String, Snapshot>,
+    ended: BTreeMap<String, Map<String, Value>>,
 }
 
 /// Statistics files, filled in while the machine is built; snapshots and differences by label.
@@ -39,6 +48,8 @@ pub struct Counters {
     vcpus: Mutex<Vec<Stats>>,
     /// Counted by the vCPU threads.
     pub user_exits: UserExits,
+    /// Counts of processes that this machine ran in before.
+    carried: Mutex<BTreeMap<String, Values>>,
     begun: Mutex<BTreeMap<String, Snapshot>>,
     ended: Mutex<BTreeMap<String, Map<String, Value>>>,
 }
@@ -82,7 +93,7 @@ impl Counters {
                 .filter(|(_, change)| *change != 0)
                 .map(|(name, change)| (name, json!(change)))
                 .collect();
-            record.insert((*section).to_owned(), Value::Object(changed));
+            record.insert(section.clone(), Value::Object(changed));
         }
         record.insert("section_ns".to_owned(), json!(now.at_ns - then.at_ns));
         let exits =
@@ -96,6 +107,26 @@ impl Counters {
     /// The difference kept for `label`.
     pub fn take(&self, label: &str) -> Option<Map<String, Value>> {
         lock(&self.ended).remove(label)
+    }
+
+    /// Totals, and the sections under way. The pager's are its own state.
+    pub fn save(&self) -> std::io::Result<CountersState> {
+        let mut totals = self.snapshot(Values::new())?.sections;
+        totals.remove("pager");
+        let (begun, ended) = (lock(&self.begun).clone(), lock(&self.ended).clone());
+        Ok(CountersState { totals, begun, ended })
+    }
+
+    /// Puts it back, in a process whose own counts are still zero.
+    pub fn load(&self, state: &CountersState) {
+        lock(&self.carried).clone_from(&state.totals);
+        self.load_sections(state);
+    }
+
+    /// Puts the sections back; what has been counted since stays counted.
+    pub fn load_sections(&self, state: &CountersState) {
+        lock(&self.begun).clone_from(&state.begun);
+        lock(&self.ended).clone_from(&state.ended);
     }
 
     fn snapshot(&self, pager: Values) -> std::io::Result<Snapshot> {
@@ -115,12 +146,18 @@ impl Counters {
             ("intr".to_owned(), count(&user.intr)),
             ("other".to_owned(), count(&user.other)),
         ]);
-        let sections = BTreeMap::from([
-            ("kvm_vm", vm),
-            ("kvm_vcpu", vcpu),
-            ("user_exits", user),
-            ("pager", pager),
+        let mut sections = BTreeMap::from([
+            ("kvm_vm".to_owned(), vm),
+            ("kvm_vcpu".to_owned(), vcpu),
+            ("user_exits".to_owned(), user),
+            ("pager".to_owned(), pager),
         ]);
+        for (section, values) in lock(&self.carried).iter() {
+            let into = sections.entry(section.clone()).or_default();
+            for (name, value) in values {
+                *into.entry(name.clone()).or_default() += value;
+            }
+        }
         Ok(Snapshot { at_ns: sys::now_ns(), sections })
     }
 }
@@ -133,6 +170,23 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_go_on_elsewhere() -> std::io::Result<()> {
+        let one = Counters::default();
+        one.user_exits.io.fetch_add(5, Ordering::Relaxed);
+        one.begin("a", Values::from([("faults".into(), 3)]))?;
+        one.user_exits.io.fetch_add(2, Ordering::Relaxed);
+        let two = Counters::default();
+        two.load(&one.save()?);
+        two.user_exits.io.fetch_add(1, Ordering::Relaxed);
+        let diff = two.end("a", Values::from([("faults".into(), 4)]))?.unwrap_or_default();
+        assert_eq!(
+            (&diff["user_exits"], &diff["pager"]),
+            (&json!({"io": 3}), &json!({"faults": 1}))
+        );
+        Ok(())
+    }
 
     #[test]
     fn difference_by_label() -> std::io::Result<()> {

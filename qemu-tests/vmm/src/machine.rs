@@ -14,20 +14,24 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde_json::{Value, json};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::args::{Args, Leave};
 use crate::boot::Again;
 use crate::bus::Bus;
 use crate::counters::Counters;
 use crate::memory::Ram;
-use crate::pager::Pager;
+use crate::pager::{Pager, PagerThread};
 use crate::report::Reporter;
 use crate::reset::PowerOn;
+use crate::snapshot::campaign::Campaign;
+use crate::snapshot::driver::{Driver, Parts};
+use crate::snapshot::file::SnapshotFile;
+use crate::snapshot::{Shape, gate, vcpu as vcpu_state};
 use crate::stats::Stats;
 use crate::testdev::TestDevice;
 use crate::vcpu::{End, VcpuThread, set_boot_state};
-use crate::{acpi, bare, boot, cpuid, end, serial, sys};
+use crate::{acpi, bare, boot, cpuid, end, serial, sigbus, sys, vm_cap};
 
 /// How the machine ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +46,10 @@ pub enum Outcome {
     Reset,
     /// It took too long.
     Timeout,
+    /// A page is lost, and KVM could not tell the guest.
+    MemoryFault,
+    /// Memory is poisoned, and KVM told us instead of the guest.
+    Poison,
 }
 
 impl Outcome {
@@ -54,6 +62,8 @@ impl Outcome {
             Outcome::Shutdown => 4,
             Outcome::Reset => 5,
             Outcome::Timeout => 6,
+            Outcome::MemoryFault => 7,
+            Outcome::Poison => 8,
         }
     }
 }
@@ -64,27 +74,36 @@ const TSS: usize = 0xfffb_d000;
 
 /// Runs a guest to its end.
 pub fn run(args: Args) -> Result<Outcome> {
+    let loaded = args.restore.as_deref().map(SnapshotFile::open).transpose()?;
+    if let Some((file, state)) = &loaded {
+        state.check(&args, file.memory_len())?;
+    }
     let kvm = Kvm::new().context("cannot open /dev/kvm")?;
     let vm = Arc::new(create_vm(&kvm, &args)?);
+    vm_cap::enable(&vm, args.deadline_ms, args.fail_poison)?;
     let ram = Arc::new(Ram::new(args.mem_mib, args.slots, args.thp)?);
     ram.register(&vm)?;
-    let entry = if args.bare {
-        bare::load(&ram.mem, &args)?
-    } else {
-        boot::load(&ram.mem, &args, acpi::write(&ram.mem, args.vcpus)?, &Again::default())?
+    let entry = match (&loaded, args.bare) {
+        (Some(_), _) => None,
+        (None, true) => Some(bare::load(&ram.mem, &args)?),
+        (None, false) => {
+            let rsdp = acpi::write(&ram.mem, args.vcpus)?;
+            Some(boot::load(&ram.mem, &args, rsdp, &Again::default())?)
+        }
     };
 
     let counters = Arc::new(Counters::default());
     counters.set_vm(Stats::open(&*vm).context("KVM_GET_STATS_FD")?);
-    let pager = Arc::new(Pager::new(ram.clone())?);
+    let pager = Arc::new(Pager::new(ram.clone(), args.restore_us)?);
+    let pager_thread = Arc::new(PagerThread::new(pager.clone(), args.pin));
     let reporter = Reporter::new(&args.mode_label, args.vcpus);
-    let irq = EventFd::new(EFD_NONBLOCK)?;
+    let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
     vm.register_irqfd(&irq, serial::COM1_GSI).context("KVM_IRQFD")?;
     let console = serial::console(irq, args.serial_prefix.clone());
     let device = TestDevice::new(
         vm.clone(),
         ram.clone(),
-        pager.clone(),
+        pager_thread.clone(),
         counters.clone(),
         reporter.clone(),
         args.mem_mib,
@@ -92,20 +111,31 @@ pub fn run(args: Args) -> Result<Outcome> {
     );
     let bus = Arc::new(Bus::new(console, device));
 
+    // Whoever loads state may need missing memory.
+    if let Some((file, state)) = &loaded {
+        pager.load(&state.pager, file.pages())?;
+        bus.load(&state.bus)?;
+        counters.load(&state.counters);
+    }
+    pager_thread.start()?;
+
     let stop = Arc::new(AtomicBool::new(false));
+    let (keeper, gates) = gate::gates(args.vcpus, vcpu_state::msr_list(&kvm)?);
     let mut vcpus = Vec::new();
-    for id in 0..args.vcpus {
+    for (id, gate) in (0..args.vcpus).zip(gates) {
         let fd = create_vcpu(&kvm, &vm, id, args.vcpus)?;
-        if id == 0 || args.bare {
-            set_boot_state(&fd, entry)?;
-        }
-        if args.bare {
-            bare::set_start(&fd, id, args.vcpus)?;
+        if let Some(entry) = entry {
+            if id == 0 || args.bare {
+                set_boot_state(&fd, entry)?;
+            }
+            if args.bare {
+                bare::set_start(&fd, id, args.vcpus)?;
+            }
         }
         counters.add_vcpu(Stats::open(&fd).context("KVM_GET_STATS_FD")?);
         let cpu = args.pin.then(|| vcpu_cpu(id));
         let (bus, counters, stop) = (bus.clone(), counters.clone(), stop.clone());
-        vcpus.push(VcpuThread { id, fd, bus, counters, stop, cpu });
+        vcpus.push(VcpuThread { id, fd, bus, counters, stop, gate, cpu });
     }
     let power_on = match args.reboots {
         0 => None,
@@ -117,18 +147,39 @@ pub fn run(args: Args) -> Result<Outcome> {
             end::hold_descriptors().context("cannot make the process that holds descriptors")?;
         reporter.print_value("holder", json!({"pid": pid}));
     }
-    start_pager(pager.clone(), args.pin)?;
+    let shape = Shape::of(&args);
+    let parts = Parts {
+        vm: vm.clone(),
+        ram: ram.clone(),
+        pager: pager.clone(),
+        bus: bus.clone(),
+        counters,
+    };
+    let (campaign, file) = match loaded {
+        Some((file, state)) => {
+            for (vcpu, state) in vcpus.iter().zip(&state.vcpus) {
+                state.load(&vcpu.fd)?;
+            }
+            state.vm.load(&vm)?;
+            (state.campaign, Some(file))
+        }
+        None => (new_campaign(&args), None),
+    };
+    let ends_ns = campaign.ends_ns;
+    let mut snapshots = Driver::new(parts, shape, keeper, campaign, file);
     sys::install_kick_signal()
         .map_err(|e| anyhow::anyhow!("cannot install the kick signal: {e}"))?;
-    let limit = Duration::from_secs(args.timeout_s);
+    sigbus::install().map_err(|e| anyhow::anyhow!("cannot handle SIGBUS: {e}"))?;
     let mut again = Again::default();
     let outcome = loop {
         let power_on = power_on.as_ref().filter(|_| again.number < args.reboots);
-        let ended = match run_vcpus(vcpus, &stop, &reporter, limit, power_on.is_some())? {
+        let limit = Duration::from_nanos(ends_ns.saturating_sub(sys::now_ns()));
+        let may_reset = power_on.is_some();
+        let run = run_vcpus(vcpus, &stop, &reporter, limit, may_reset, &mut snapshots)?;
+        vcpus = match run {
             Run::Ended(outcome) => break outcome,
             Run::Reset(back) => back,
         };
-        vcpus = ended;
         if let Some(power_on) = power_on {
             let en = power_on.restore(&vm, vcpus.iter().map(|vcpu| &vcpu.fd))?;
             again.number += 1;
@@ -138,7 +189,11 @@ pub fn run(args: Args) -> Result<Outcome> {
         }
         stop.store(false, Ordering::Release);
     };
+    if let Some(record) = snapshots.record() {
+        reporter.print_value("snapshots", record);
+    }
     bus.finish();
+    report_sigbus(&reporter, &ram);
     match args.leave {
         Leave::Finish => {}
         Leave::Exit => return Ok(outcome),
@@ -187,21 +242,14 @@ fn vcpu_cpu(id: u8) -> usize {
     usize::from(id) % (sys::cpu_count() - 1).max(1)
 }
 
-fn start_pager(pager: Arc<Pager>, pin: bool) -> Result<()> {
-    let body = move || {
-        if pin {
-            if let Err(error) = sys::pin_to(sys::cpu_count() - 1) {
-                eprintln!("ve-apf-vmm: cannot pin the pager: {error}");
-            }
-        }
-        if let Err(error) = pager.run() {
-            // Without a pager the guest hangs, so say why now.
-            eprintln!("ve-apf-vmm: pager: {error:#}");
-            std::process::exit(1);
-        }
-    };
-    thread::Builder::new().name("pager".into()).spawn(body).context("cannot start the pager")?;
-    Ok(())
+/// SIGBUS for poisoned memory, if there was any.
+fn report_sigbus(reporter: &Reporter, ram: &Ram) {
+    let count = sigbus::count();
+    if count != sigbus::Count::default() {
+        let gpa = ram.gfn(count.last_hva).map(|gfn| gfn << 12);
+        let record = json!({"met": count.met, "injected": count.injected, "last_gpa": gpa});
+        reporter.print_value("sigbus", record);
+    }
 }
 
 /// How a run ended.
@@ -218,6 +266,7 @@ fn run_vcpus(
     reporter: &Reporter,
     limit: Duration,
     may_reset: bool,
+    snapshots: &mut Driver,
 ) -> Result<Run> {
     let started = Arc::new(Barrier::new(vcpus.len()));
     let (tid_tx, tid_rx) = channel();
@@ -235,7 +284,7 @@ fn run_vcpus(
         threads.push(thread.context("cannot start a vCPU thread")?);
     }
     let mut tids: BTreeMap<u8, i32> = tid_rx.iter().take(count).collect();
-    let (outcome, record) = match done_rx.recv_timeout(limit) {
+    let (outcome, record) = match wait(&done_rx, limit, snapshots, &tids)? {
         Ok((_, End::Guest(code))) => return Ok(Run::Ended(Outcome::Guest(code))),
         Ok((id, End::Reset)) if may_reset => {
             tids.remove(&id);
@@ -245,6 +294,8 @@ fn run_vcpus(
             return Ok(Run::Reset(threads.into_iter().flat_map(|thread| thread.join()).collect()));
         }
         Ok((_, End::Internal(what))) => (Outcome::InternalError, ("internal_error", what)),
+        Ok((_, End::MemoryFault(what))) => (Outcome::MemoryFault, ("memory_fault", what)),
+        Ok((_, End::Poison(at))) => (Outcome::Poison, ("poison", at)),
         Ok((id, End::Shutdown)) => (Outcome::Shutdown, ("shutdown", json!({"vcpu": id}))),
         Ok((id, End::Reset)) => (Outcome::Reset, ("reset", json!({"vcpu": id}))),
         Ok((_, End::Stopped(at))) => (Outcome::Timeout, ("timeout", at)),
@@ -255,6 +306,34 @@ fn run_vcpus(
     };
     reporter.print_value(record.0, record.1);
     Ok(Run::Ended(outcome))
+}
+
+/// Waits for a vCPU's end, and takes snapshots meanwhile.
+fn wait(
+    done: &Receiver<(u8, End)>,
+    limit: Duration,
+    snapshots: &mut Driver,
+    tids: &BTreeMap<u8, i32>,
+) -> Result<Result<(u8, End), RecvTimeoutError>> {
+    let end = Instant::now() + limit;
+    loop {
+        let until = snapshots.due().map_or(end, |next| next.min(end));
+        match done.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Err(RecvTimeoutError::Timeout) if Instant::now() < end => snapshots.step(tids)?,
+            other => return Ok(other),
+        }
+    }
+}
+
+/// What the command line asks for; says how to have the same again.
+fn new_campaign(args: &Args) -> Campaign {
+    let ends_ns = sys::now_ns().saturating_add(args.timeout_s.saturating_mul(1_000_000_000));
+    let (into, count) = (args.snapshot_into, args.snapshots);
+    let seed = args.snapshot_seed.unwrap_or_else(sys::now_ns);
+    if count != 0 {
+        println!("ve-apf-vmm: {count} snapshots into {}, --snapshot-seed {seed}", into.name());
+    }
+    Campaign::new(into, count, args.snapshot_ms, seed, ends_ns)
 }
 
 /// Takes all vCPUs out of the guest and collects where they were. One that waits for a page may not come.

@@ -17,7 +17,7 @@ fn main() {
             exit(2);
         }
     };
-    match machine::run(args) {
+    match machine::run(*args) {
         Ok(outcome) => exit(outcome.exit_code()),
         Err(error) => {
             eprintln!("ve-apf-vmm: {error:#}");

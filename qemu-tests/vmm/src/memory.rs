@@ -1,9 +1,14 @@
-//! Guest memory: one anonymous mapping from guest physical address 0.
+//! Guest memory: one anonymous mapping from guest physical address 0, until a test puts something else behind a page.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+use crate::sigbus;
 
 /// The mapping, and where it is.
 pub struct Ram {
@@ -107,6 +112,35 @@ impl Ram {
     /// A child process gets none of it.
     pub fn keep_from_children(&self) -> Result<()> {
         self.advise(0, self.len, libc::MADV_DONTFORK)
+    }
+
+    /// Puts the start of a file behind a frame, of which nothing is left in memory.
+    pub fn back_by_file(&self, gfn: u64, file: &File) -> Result<()> {
+        self.map_again(gfn, libc::MAP_SHARED, file.as_raw_fd())
+    }
+
+    /// Puts new anonymous memory behind a frame, in place of whatever is there.
+    pub fn back_by_memory(&self, gfn: u64) -> Result<()> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        self.map_again(gfn, flags, -1)?;
+        self.advise(gfn * 4096, 4096, libc::MADV_NOHUGEPAGE)
+    }
+
+    /// Breaks the host's memory behind a frame, for good; needs CAP_SYS_ADMIN and CONFIG_MEMORY_FAILURE.
+    pub fn poison(&self, gfn: u64) -> Result<()> {
+        sigbus::injecting(|| self.advise(gfn * 4096, 4096, libc::MADV_HWPOISON))
+    }
+
+    fn map_again(&self, gfn: u64, flags: libc::c_int, fd: libc::c_int) -> Result<()> {
+        let at = self.hva(gfn).context("frame outside guest memory")? as *mut libc::c_void;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: replaces one page inside our own mapping (checked by `hva`); nobody holds references into guest memory.
+        let mapped = unsafe { libc::mmap(at, 4096, prot, flags | libc::MAP_FIXED, fd, 0) };
+        if mapped == at {
+            Ok(())
+        } else {
+            Err(std::io::Error::last_os_error()).context("mmap of one page of guest memory")
+        }
     }
 
     /// Makes all of it present, so that nothing is missing that nobody evicted.

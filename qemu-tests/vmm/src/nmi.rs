@@ -42,6 +42,11 @@ impl NmiSource {
         NmiSource { shared: Arc::new(Shared { vm, ram, stop, sent }), storm: Mutex::new(None) }
     }
 
+    /// A storm is on.
+    pub fn is_sending(&self) -> bool {
+        lock(&self.storm).is_some()
+    }
+
     /// Carries out [`ve_apf_testdev::Op::Nmi`]; returns how many were sent since the last start.
     pub fn command(&self, [what, vcpu, period_us, counter]: [u64; 4]) -> Result<u64, i32> {
         let vcpu = u8::try_from(vcpu).map_err(|_| libc::EINVAL)?;

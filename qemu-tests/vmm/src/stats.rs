@@ -9,6 +9,8 @@ use std::os::unix::fs::FileExt;
 use numbers::KVM_GET_STATS_FD;
 use vmm_sys_util::ioctl::ioctl;
 
+use crate::sys;
+
 mod numbers {
     use vmm_sys_util::ioctl_io_nr;
 
@@ -49,6 +51,8 @@ impl Stats {
         }
         // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
         let file = unsafe { File::from_raw_fd(raw) };
+        // KVM makes it without, and it keeps the VM.
+        sys::close_on_exec(&file)?;
         let descs = read_descs(&file)?;
         Ok(Stats { file, descs })
     }

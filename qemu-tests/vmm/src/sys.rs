@@ -1,6 +1,8 @@
 //! Thin wrappers over system calls of the threads: clock, affinity, names, signals.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
 
 /// `CLOCK_MONOTONIC` in ns.
 pub fn now_ns() -> u64 {
@@ -38,6 +40,24 @@ pub fn pin_to(cpu: usize) -> io::Result<()> {
 pub fn no_timer_slack() {
     // SAFETY: takes plain integers.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+}
+
+/// A file in memory, empty.
+pub fn memory_file() -> io::Result<File> {
+    // SAFETY: the name is a C string; returns a descriptor or an error.
+    let raw = unsafe { libc::memfd_create(c"guest page".as_ptr(), libc::MFD_CLOEXEC) };
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { File::from_raw_fd(raw) })
+}
+
+/// A program that this one becomes does not get this descriptor.
+pub fn close_on_exec(fd: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: takes plain integers.
+    let rc = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Makes SIGUSR1 interrupt system calls and do nothing else: it takes a vCPU thread out of KVM_RUN.

@@ -1,11 +1,16 @@
 //! Device side of the test device: see `ve-apf-testdev` for the layout.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use anyhow::ensure;
 use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
-use ve_apf_testdev::{CommandPage, Op, PAGE_SIZE, PolicyArgs, Run, RunIter, VERSION};
+use ve_apf_testdev::{
+    CommandPage, Loss, Op, PAGE_SIZE, PolicyArgs, Run, RunIter, VERSION, push_run,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::counters::{Counters, lock};
@@ -13,7 +18,7 @@ use crate::mark::Marks;
 use crate::memory::Ram;
 use crate::mmu::Mmu;
 use crate::nmi::NmiSource;
-use crate::pager::Pager;
+use crate::pager::{Pager, PagerThread};
 use crate::report::Reporter;
 use crate::sys;
 use crate::trace::Recorder;
@@ -27,10 +32,19 @@ pub enum Next {
     Exit(u8),
 }
 
+/// Its state.
+#[derive(Serialize, Deserialize)]
+pub struct DeviceState {
+    /// As words of [`Run`]s.
+    declared: Vec<u64>,
+    text: Vec<u8>,
+}
+
 /// The device.
 pub struct TestDevice {
     ram: Arc<Ram>,
     pager: Arc<Pager>,
+    pager_thread: Arc<PagerThread>,
     counters: Arc<Counters>,
     reporter: Reporter,
     recorder: Recorder,
@@ -41,6 +55,8 @@ pub struct TestDevice {
     vcpus: u8,
     declared: Mutex<BTreeSet<u64>>,
     text: Mutex<Vec<u8>>,
+    /// Snapshots the machine went on from, and those to come.
+    snapshots: [AtomicU64; 2],
 }
 
 /// Longest report.
@@ -51,12 +67,13 @@ impl TestDevice {
     pub fn new(
         vm: Arc<VmFd>,
         ram: Arc<Ram>,
-        pager: Arc<Pager>,
+        pager_thread: Arc<PagerThread>,
         counters: Arc<Counters>,
         reporter: Reporter,
         mem_mib: u32,
         vcpus: u8,
     ) -> TestDevice {
+        let pager = pager_thread.pager().clone();
         let nmis = NmiSource::new(vm.clone(), ram.clone());
         let mmu = Mmu::new(vm, ram.clone(), pager.clone());
         let marks = Marks::new(ram.clone());
@@ -64,6 +81,7 @@ impl TestDevice {
         TestDevice {
             ram,
             pager,
+            pager_thread,
             counters,
             reporter,
             recorder,
@@ -74,6 +92,7 @@ impl TestDevice {
             vcpus,
             declared,
             text,
+            snapshots: Default::default(),
         }
     }
 
@@ -88,6 +107,33 @@ impl TestDevice {
         self.pager.policies.set(&[], PolicyArgs::fixed(0));
         self.pager.restore(&[])?;
         Ok(runs)
+    }
+
+    /// What [`Op::Snapshots`] answers.
+    pub fn set_snapshots(&self, restored: u32, left: u32) {
+        for (to, value) in self.snapshots.iter().zip([restored, left]) {
+            to.store(value.into(), Ordering::SeqCst);
+        }
+    }
+
+    /// Reads the state. NMIs that are sent at intervals are not among it.
+    pub fn save(&self) -> anyhow::Result<DeviceState> {
+        ensure!(!self.nmis.is_sending(), "NMIs are being sent to the guest");
+        let mut runs: Vec<Run> = Vec::new();
+        for gfn in lock(&self.declared).iter() {
+            if let Some(run) = push_run(runs.last_mut(), *gfn) {
+                runs.push(run);
+            }
+        }
+        let declared = runs.into_iter().map(Run::to_word).collect();
+        Ok(DeviceState { declared, text: lock(&self.text).clone() })
+    }
+
+    /// Puts it back.
+    pub fn load(&self, state: &DeviceState) {
+        let frames = state.declared.iter().flat_map(|word| Run::from_word(*word).frames());
+        *lock(&self.declared) = frames.collect();
+        lock(&self.text).clone_from(&state.text);
     }
 
     /// Carries out the command in frame `pfn`. A frame that is not guest memory is ignored: there is nowhere to answer.
@@ -177,15 +223,23 @@ impl TestDevice {
             Op::Lose => {
                 let runs = self.runs(page)?;
                 self.check_declared(&runs)?;
-                for run in &runs {
-                    self.ram.set_lost(run.first, run.count, args[0] != 0).map_err(log_io)?;
-                }
+                let how = Loss::from_u64(args[0]).ok_or(libc::EINVAL)?;
+                self.pager.lose(&runs, how).map_err(log_io)?;
             }
             Op::Mark => {
                 let results = self.marks.command(args[0], &self.runs(page)?)?;
                 page.set_args(results);
             }
+            Op::PagerRun => match args[0] {
+                0 => self.pager_thread.stop().map_err(|e| log_io(e.into()))?,
+                1 => self.pager_thread.start().map_err(log_io)?,
+                _ => return Err(libc::EINVAL),
+            },
             Op::Nmi => page.set_args([self.nmis.command(args)?, 0, 0, 0]),
+            Op::Snapshots => {
+                let [restored, left] = self.snapshots.each_ref().map(|n| n.load(Ordering::SeqCst));
+                page.set_args([restored, left, 0, 0]);
+            }
             Op::Exit => {}
         }
         Ok(())

@@ -7,13 +7,16 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
 use numbers::{
-    UFFDIO_API, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_ZEROPAGE,
+    UFFDIO_API, UFFDIO_COPY, UFFDIO_POISON, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE,
+    UFFDIO_ZEROPAGE,
 };
 
 const UFFD_API: u64 = 0xaa;
 const UFFD_USER_MODE_ONLY: libc::c_int = 1;
 const REGISTER_MODE_MISSING: u64 = 1;
 const COPY_MODE_DONTWAKE: u64 = 1;
+/// Since Linux 6.6.
+const FEATURE_POISON: u64 = 1 << 14;
 const EVENT_PAGEFAULT: u8 = 0x12;
 const PAGE: u64 = 4096;
 
@@ -54,6 +57,13 @@ struct ZeroPage {
     zeropage: i64,
 }
 
+#[repr(C)]
+struct Poison {
+    range: Range,
+    mode: u64,
+    updated: i64,
+}
+
 /// struct uffd_msg, as far as page faults need it.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -66,7 +76,7 @@ struct Message {
 }
 
 mod numbers {
-    use super::{Api, Copy, Range, Register, ZeroPage};
+    use super::{Api, Copy, Poison, Range, Register, ZeroPage};
     use vmm_sys_util::{ioctl_ior_nr, ioctl_iowr_nr};
 
     ioctl_iowr_nr!(UFFDIO_API, 0xaa, 0x3f, Api);
@@ -75,6 +85,7 @@ mod numbers {
     ioctl_ior_nr!(UFFDIO_WAKE, 0xaa, 0x02, Range);
     ioctl_iowr_nr!(UFFDIO_COPY, 0xaa, 0x03, Copy);
     ioctl_iowr_nr!(UFFDIO_ZEROPAGE, 0xaa, 0x04, ZeroPage);
+    ioctl_iowr_nr!(UFFDIO_POISON, 0xaa, 0x08, Poison);
 }
 
 /// Result of an answer.
@@ -89,6 +100,7 @@ pub enum Answer {
 /// An open userfaultfd.
 pub struct Uffd {
     file: File,
+    can_poison: bool,
 }
 
 impl Uffd {
@@ -103,10 +115,16 @@ impl Uffd {
         }
         // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
         let file = unsafe { File::from_raw_fd(raw as RawFd) };
-        let mut api = Api { api: UFFD_API, ..Api::default() };
-        // SAFETY: `Api` is struct uffdio_api, and lives through the call.
-        check(unsafe { ioctl_with_mut_ref(&file, UFFDIO_API(), &mut api) })?;
-        Ok(Uffd { file })
+        let shake_hands = |features| {
+            let mut api = Api { api: UFFD_API, features, ioctls: 0 };
+            // SAFETY: `Api` is struct uffdio_api, and lives through the call.
+            check(unsafe { ioctl_with_mut_ref(&file, UFFDIO_API(), &mut api) })
+        };
+        let can_poison = shake_hands(FEATURE_POISON).is_ok();
+        if !can_poison {
+            shake_hands(0)?;
+        }
+        Ok(Uffd { file, can_poison })
     }
 
     /// Missing pages of this range are ours to deliver from now on.
@@ -177,6 +195,21 @@ impl Uffd {
         }
     }
 
+    /// Says that the page at `dst`, which is missing, is lost: who waits for it, or touches it, gets SIGBUS.
+    pub fn poison(&self, dst: u64) -> io::Result<()> {
+        if !self.can_poison {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
+        loop {
+            let mut arg = Poison { range: Range { start: dst, len: PAGE }, mode: 0, updated: 0 };
+            // SAFETY: `Poison` is struct uffdio_poison; it changes no page, and nothing in a range that is not registered.
+            match check(unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_POISON(), &mut arg) }) {
+                Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {}
+                result => return result,
+            }
+        }
+    }
+
     /// Lets waiters in this range try again.
     pub fn wake(&self, start: u64, len: u64) -> io::Result<()> {
         let arg = Range { start, len };
@@ -209,5 +242,6 @@ mod tests {
         assert_eq!(UFFDIO_WAKE(), 0x8010_aa02);
         assert_eq!(UFFDIO_COPY(), 0xc028_aa03);
         assert_eq!(UFFDIO_ZEROPAGE(), 0xc020_aa04);
+        assert_eq!(UFFDIO_POISON(), 0xc020_aa08);
     }
 }

@@ -13,7 +13,8 @@ use serde_json::json;
 use crate::boot;
 use crate::bus::{After, Bus};
 use crate::counters::Counters;
-use crate::sys;
+use crate::snapshot::gate::Gate;
+use crate::{sigbus, sys};
 
 /// How a vCPU's run ended.
 #[derive(Debug)]
@@ -22,6 +23,10 @@ pub enum End {
     Guest(u8),
     /// KVM_EXIT_INTERNAL_ERROR, or KVM_RUN failed.
     Internal(serde_json::Value),
+    /// KVM_EXIT_MEMORY_FAULT: a page is lost, and the guest can not be told.
+    MemoryFault(serde_json::Value),
+    /// KVM signalled that memory is poisoned.
+    Poison(serde_json::Value),
     /// Triple fault.
     Shutdown,
     /// Reset line: a reboot, or a panic.
@@ -81,6 +86,8 @@ pub struct VcpuThread {
     pub counters: Arc<Counters>,
     /// Set when all are to stop.
     pub stop: Arc<AtomicBool>,
+    /// Where it stops for a snapshot.
+    pub gate: Gate,
     /// The CPU to run on.
     pub cpu: Option<usize>,
 }
@@ -99,6 +106,7 @@ impl VcpuThread {
         let _ = tids.send((self.id, tid));
         started.wait();
         let end = self.run_to_end();
+        self.gate.end();
         let _ = done.send((self.id, end));
     }
 
@@ -110,6 +118,8 @@ impl VcpuThread {
             if self.stop.load(Ordering::Acquire) {
                 return End::Stopped(self.position());
             }
+            let closed = self.gate.is_closed();
+            self.fd.set_kvm_immediate_exit(closed.into());
             let exits = &self.counters.user_exits;
             match self.fd.run() {
                 Ok(VcpuExit::IoIn(port, data)) => {
@@ -132,14 +142,24 @@ impl VcpuThread {
                 Ok(VcpuExit::Shutdown) => return End::Shutdown,
                 Ok(VcpuExit::SystemEvent(..)) => return End::Reset,
                 Ok(VcpuExit::Intr) => count(&exits.intr),
+                Ok(VcpuExit::MemoryFault { flags, gpa, size }) => {
+                    count(&exits.other);
+                    return End::MemoryFault(self.memory_fault(flags, gpa, size));
+                }
                 Ok(VcpuExit::InternalError) => return End::Internal(self.internal_error()),
                 Ok(other) => {
                     count(&exits.other);
                     let exit = format!("{other:?}");
                     return End::Internal(json!({"exit": exit, "at": self.position()}));
                 }
+                // With `immediate_exit` this is the end of whatever exit came before.
+                Err(error) if closed && error.errno() == libc::EINTR => self.gate.wait(&self.fd),
                 Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
-                    count(&exits.intr)
+                    count(&exits.intr);
+                    // This VMM raises no machine checks; the guest would only come back for the page.
+                    if sigbus::count().met > 0 {
+                        return End::Poison(self.position());
+                    }
                 }
                 Err(error) => {
                     let error = io::Error::from_raw_os_error(error.errno()).to_string();
@@ -147,6 +167,11 @@ impl VcpuThread {
                 }
             }
         }
+    }
+
+    fn memory_fault(&self, flags: u64, gpa: u64, size: u64) -> serde_json::Value {
+        let at = self.position();
+        json!({"vcpu": self.id, "flags": flags, "gpa": gpa, "size": size, "at": at})
     }
 
     fn internal_error(&mut self) -> serde_json::Value {

@@ -121,6 +121,8 @@ pub(crate) struct Case {
     pub(crate) expect: Vec<Expectation>,
     /// Why it is not run.
     pub(crate) skip: Option<String>,
+    /// Run only if long ones are asked for.
+    pub(crate) long: bool,
 }
 
 /// A suite: its boots and its cases, in the table's order.
@@ -129,6 +131,15 @@ pub(crate) struct Suite {
     pub(crate) boots: BTreeMap<String, BootEntry>,
     /// Every case.
     pub(crate) cases: Vec<Case>,
+}
+
+impl Suite {
+    /// Long cases are not run.
+    pub(crate) fn skip_long(&mut self) {
+        for case in self.cases.iter_mut().filter(|c| c.long) {
+            case.skip.get_or_insert_with(|| "takes long: --long runs it".to_owned());
+        }
+    }
 }
 
 /// Reads every file of `suite` in `dir`, by name.
@@ -225,6 +236,19 @@ mod tests {
             "{HEAD}[[case]]\nname = \"a\"\nboot = \"main\"\nargv = [\"q\", \"{{kernel}}\"]\ntimeout_s = 6\n"
         );
         assert_eq!(read(&text).unwrap().cases[0].step.argv, ["q", "/bzImage"]);
+    }
+
+    #[test]
+    fn long_cases_are_skipped_with_a_reason() {
+        let text = format!(
+            "{HEAD}[[case]]\nname = \"a\"\nboot = \"main\"\nworkload = \"info\"\ntimeout_s = 6\nlong = true\n\
+             [[case]]\nname = \"b\"\nboot = \"main\"\nworkload = \"info\"\ntimeout_s = 6\n"
+        );
+        let mut suite = read(&text).unwrap();
+        assert!(suite.cases.iter().all(|c| c.skip.is_none()));
+        suite.skip_long();
+        assert_eq!(suite.cases[0].skip.as_deref(), Some("takes long: --long runs it"));
+        assert!(suite.cases[1].skip.is_none());
     }
 
     #[test]

@@ -8,6 +8,9 @@ use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// Makes the file system of an emulated NVDIMM.
+pub(crate) const MKE2FS: &str = "/sbin/mke2fs";
+
 /// Debian's QEMU, as the client that knows nothing of us.
 pub(crate) const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 
@@ -27,21 +30,23 @@ const FIRMWARE: &[&str] = &[
     "/usr/share/qemu/pvh.bin",
 ];
 
-/// Adds QEMU, its libraries and its firmware, all under the names they have where they are installed.
-pub(crate) fn add_qemu(archive: &mut Archive) -> Result<()> {
+/// Adds QEMU, its libraries and its firmware, and mke2fs, all under the names they have where they are installed.
+pub(crate) fn add_client(archive: &mut Archive) -> Result<()> {
     let missing =
-        || fail(Kind::Environment, format!("{QEMU} is missing"), "run `cargo xtask setup`");
-    let qemu = Qemu::find()?.ok_or_else(missing)?;
-    let program = qemu.locate(QEMU);
-    if !program.exists() {
-        return Err(missing());
-    }
-    add(archive, &qemu, &program)?;
-    let mut ldd = Command::new("ldd");
-    ldd.arg(&program);
-    qemu.set_libraries(&mut ldd);
-    for library in libraries(&proc::stdout_of(&mut ldd)?) {
-        add(archive, &qemu, &library)?;
+        |path| fail(Kind::Environment, format!("{path} is missing"), "run `cargo xtask setup`");
+    let qemu = Qemu::find()?.ok_or_else(|| missing(QEMU))?;
+    for path in [QEMU, MKE2FS] {
+        let program = qemu.locate(path);
+        if !program.exists() {
+            return Err(missing(path));
+        }
+        add(archive, &qemu, &program)?;
+        let mut ldd = Command::new("ldd");
+        ldd.arg(&program);
+        qemu.set_libraries(&mut ldd);
+        for library in libraries(&proc::stdout_of(&mut ldd)?) {
+            add(archive, &qemu, &library)?;
+        }
     }
     for path in FIRMWARE.iter().map(|f| qemu.locate(f)).filter(|p| p.exists()) {
         add(archive, &qemu, &path)?;

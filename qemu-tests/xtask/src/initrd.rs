@@ -87,7 +87,7 @@ impl Programs {
         Ok(archive.bytes())
     }
 
-    /// L1's initramfs, with what the plan names; `client` adds Debian's QEMU.
+    /// L1's initramfs, with what the plan names; `client` adds Debian's QEMU and mke2fs.
     pub(crate) fn l1(&self, kernel: &Path, plan: &[Step], client: bool) -> Result<Vec<u8>> {
         let mut archive = Archive::new();
         archive.file("init", 0o755, self.get("l1-init")?);
@@ -117,7 +117,7 @@ impl Programs {
         let plan = serde_json::to_vec_pretty(plan).context("writing the plan")?;
         archive.file("plan.json", 0o644, plan);
         if client {
-            closure::add_qemu(&mut archive)?;
+            closure::add_client(&mut archive)?;
         }
         Ok(archive.bytes())
     }

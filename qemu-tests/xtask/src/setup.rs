@@ -1,6 +1,7 @@
 //! What the machine must have, and `apt-get install` for what it lacks.
 
 use crate::boot::bochs;
+use crate::closure;
 use crate::error::{Kind, fail};
 use crate::proc;
 use crate::tools::{self, Qemu};
@@ -39,6 +40,7 @@ const NEEDS: &[Need] = &[
     need("rust-web-src", RUST_SOURCE, "source of core, for the kernel's target"),
     need(tools::QEMU_PACKAGE, tools::QEMU, "the test machine, and a client in it"),
     need("seabios", "/usr/share/seabios/bios-256k.bin", "firmware of the test machine"),
+    need("e2fsprogs", closure::MKE2FS, "the file system of an NVDIMM"),
     // Bochs itself comes with it; of the displays that it could depend on, this is the smallest, and is not used.
     need("bochs-term", "bochs", "the test machine with VMX"),
     need("bochsbios", bochs::BIOS, "its firmware"),

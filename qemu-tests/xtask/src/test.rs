@@ -30,6 +30,9 @@ pub(crate) struct TestArgs {
     /// Add a case that must fail; success means that exactly it failed
     #[arg(long)]
     self_check: bool,
+    /// Also the cases that take more than two minutes each
+    #[arg(long)]
+    long: bool,
     /// Print the cases, run nothing
     #[arg(long)]
     list: bool,
@@ -41,7 +44,10 @@ pub(crate) struct TestArgs {
 /// Runs it; true if everything was as it should be.
 pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     let dir = paths::root().join("qemu-tests/cases");
-    let suite = cases::load(&dir, "test")?;
+    let mut suite = cases::load(&dir, "test")?;
+    if !args.long {
+        suite.skip_long();
+    }
     let names: Vec<&str> = suite.cases.iter().map(|case| case.name.as_str()).collect();
     let failures = Table::load(&paths::root().join("qemu-tests/failures.toml"), &names)?;
     let wanted = |name: &str| args.filter.as_deref().is_none_or(|f| name.contains(f));

@@ -14,7 +14,9 @@ fn main() {
     }
     system::mount_all();
     let options = Options::from_kernel();
-    let code = match Device::open() {
+    let mut names = options.text("run", "info").split('+');
+    let device = if names.any(workload::may_use_device) { Device::open() } else { Ok(None) };
+    let code = match device {
         Ok(device) => {
             let code = run(&options, device.as_ref());
             if let Some(device) = &device {

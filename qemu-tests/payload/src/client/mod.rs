@@ -2,11 +2,14 @@
 //!
 //! * [`swap`]: QEMU lives in a memory cgroup smaller than its guest, with a swap device.
 //! * [`postcopy`]: L2 moves from one QEMU to another while it runs, its memory after it.
-//!
+//! * [`dax`]: an emulated NVDIMM is a file, which is truncated while L2 uses what is on it.
 //! * [`refused`]: L2 cannot move, and stays where it is.
 //!
-//! In all of them L2 runs the workload `walk`, which verifies every page it touches.
+//! In all but `dax` L2 runs the workload `walk`, which verifies every page it touches.
 
+mod backing;
+pub mod dax;
+mod kvm_stats;
 pub mod postcopy;
 pub mod qemu;
 pub mod qmp;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::conclude;
-use super::qemu::{Guest, Qemu};
+use super::qemu::{Guest, MICROVM, Qemu};
 use super::qmp::Qmp;
 
 const MIGRATION: &str = "unix:/tmp/migration";
@@ -21,7 +21,14 @@ pub fn run(append: &str) -> Result<()> {
         let socket = format!("/tmp/qmp-{name}");
         let mut more: Vec<String> = more.iter().map(|word| (*word).to_owned()).collect();
         more.extend(["-qmp".to_owned(), format!("unix:{socket},server=on,wait=off")]);
-        let guest = Guest { memory: 192, vcpus: 1, append: &append, more: &more, cgroup: None };
+        let guest = Guest {
+            machine: MICROVM,
+            memory: "192",
+            vcpus: 1,
+            append: &append,
+            more: &more,
+            cgroup: None,
+        };
         let qemu = Qemu::start(name, &guest)?;
         Ok((qemu, Qmp::connect(&socket)?))
     };

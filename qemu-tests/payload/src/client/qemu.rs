@@ -1,9 +1,10 @@
 //! A QEMU process, and what its guest prints.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -13,17 +14,24 @@ use serde_json::Value;
 /// seconds late, and the guest's XSETBV does not reach KVM.
 pub(super) const CPU: &str = "host,-tsc-deadline,-xsave";
 
+/// The machine that boots fastest.
+pub const MICROVM: &str = "microvm,rtc=on,acpi=on";
+
 /// A running QEMU; killed when dropped.
 pub struct Qemu {
     name: String,
     child: Child,
     lines: Receiver<String>,
+    stdin: ChildStdin,
+    stderr: Arc<Mutex<Vec<String>>>,
 }
 
 /// How L2 is started.
 pub struct Guest<'a> {
-    /// MiB of memory.
-    pub memory: u32,
+    /// QEMU's `-M`.
+    pub machine: &'a str,
+    /// QEMU's `-m`.
+    pub memory: &'a str,
     /// vCPUs.
     pub vcpus: u32,
     /// Kernel command line behind the console's.
@@ -35,13 +43,13 @@ pub struct Guest<'a> {
 }
 
 impl Qemu {
-    /// Starts Debian's QEMU with the machine that boots fastest, on KVM.
+    /// Starts Debian's QEMU on KVM.
     pub fn start(name: &str, guest: &Guest<'_>) -> Result<Qemu> {
         let mut command = Command::new("/usr/bin/qemu-system-x86_64");
         command
             .args([
                 "-M",
-                "microvm,rtc=on,acpi=on",
+                guest.machine,
                 "-accel",
                 "kvm",
                 "-cpu",
@@ -60,12 +68,13 @@ impl Qemu {
                 "-L",
                 "/usr/share/seabios",
             ])
-            .args(["-m", &guest.memory.to_string(), "-smp", &guest.vcpus.to_string()])
+            .args(["-m", guest.memory, "-smp", &guest.vcpus.to_string()])
             .args(["-kernel", "/bzImage", "-initrd", "/l2-initrd"])
             .args(["-append", &format!("console=ttyS0 panic=-1 reboot=t quiet {}", guest.append)])
             .args(guest.more)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         if let Some(procs) = guest.cgroup {
             let procs = procs.to_owned();
             // SAFETY: between fork and exec the closure only opens, writes and closes a file; this program has no
@@ -73,32 +82,49 @@ impl Qemu {
             unsafe { command.pre_exec(move || std::fs::write(&procs, "0")) };
         }
         let mut child = command.spawn().context("/usr/bin/qemu-system-x86_64")?;
-        let stdout = child.stdout.take().context("no pipe")?;
+        let stdin = child.stdin.take().context("no pipe")?;
         let (sender, lines) = channel();
-        let label = name.to_owned();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
-                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-                // L2's own records are this program's to judge; the console shows them as log.
-                println!("[{label}] {}", line.replace("@ve-apf", "@l2"));
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
+        // L2's own records are this program's to judge; the console shows them as log.
+        let console = format!("[{name}]");
+        each_line(child.stdout.take().context("no pipe")?, move |line| {
+            println!("{console} {}", line.replace("@ve-apf", "@l2"));
+            sender.send(line).is_ok()
         });
-        Ok(Qemu { name: name.to_owned(), child, lines })
+        let stderr = Arc::new(Mutex::new(Vec::new()));
+        let (kept, console) = (stderr.clone(), format!("[{name} stderr]"));
+        each_line(child.stderr.take().context("no pipe")?, move |line| {
+            println!("{console} {line}");
+            kept.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            true
+        });
+        Ok(Qemu { name: name.to_owned(), child, lines, stdin, stderr })
+    }
+
+    /// Types a line at the guest's serial console.
+    pub fn type_line(&mut self, line: &str) -> Result<()> {
+        writeln!(self.stdin, "{line}").with_context(|| format!("{}: typing {line}", self.name))
+    }
+
+    /// What QEMU itself has complained of so far.
+    pub fn stderr(&self) -> Vec<String> {
+        self.stderr.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits for a record of the guest whose `key` is `value`.
     pub fn wait_for(&mut self, key: &str, value: &str, timeout: Duration) -> Result<Value> {
+        self.poll_for(key, value, timeout)?.with_context(|| {
+            format!("{}: no record with {key}={value} in {} s", self.name, timeout.as_secs())
+        })
+    }
+
+    /// The same; `None` if the time is over.
+    pub fn poll_for(&mut self, key: &str, value: &str, timeout: Duration) -> Result<Option<Value>> {
         let end = Instant::now() + timeout;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let line = match self.lines.recv_timeout(left) {
                 Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => {
-                    bail!("{}: no record with {key}={value} in {} s", self.name, timeout.as_secs())
-                }
+                Err(RecvTimeoutError::Timeout) => return Ok(None),
                 Err(RecvTimeoutError::Disconnected) => {
                     let status = self.child.wait()?;
                     bail!("{}: ended ({status}) without a record with {key}={value}", self.name)
@@ -110,7 +136,7 @@ impl Qemu {
                 bail!("{}: {}", self.name, record["error"]);
             }
             if record[key] == value {
-                return Ok(record);
+                return Ok(Some(record));
             }
         }
     }
@@ -139,4 +165,18 @@ impl Drop for Qemu {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Calls `sink` with each line from a thread of its own, until there are no more or it wants no more.
+fn each_line(
+    from: impl Read + Send + 'static,
+    mut sink: impl FnMut(String) -> bool + Send + 'static,
+) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+            if !sink(String::from_utf8_lossy(&line).trim_end().to_owned()) {
+                return;
+            }
+        }
+    });
 }

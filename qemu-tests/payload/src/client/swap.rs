@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use super::conclude;
-use super::qemu::{Guest, Qemu};
+use super::qemu::{Guest, MICROVM, Qemu};
 use crate::sys::PAGE;
 
 const CGROUP: &str = "/sys/fs/cgroup/vm";
@@ -28,7 +28,14 @@ pub fn run(device: &str, append: &str) -> Result<()> {
     let before = pages_swapped_in()?;
     let append = format!("veapf.run=walk veapf.mib=128 veapf.tasks=8 veapf.seconds=20 {append}");
     let procs = format!("{CGROUP}/cgroup.procs");
-    let guest = Guest { memory: 224, vcpus: 1, append: &append, more: &[], cgroup: Some(&procs) };
+    let guest = Guest {
+        machine: MICROVM,
+        memory: "224",
+        vcpus: 1,
+        append: &append,
+        more: &[],
+        cgroup: Some(&procs),
+    };
     let mut qemu = Qemu::start("swap", &guest)?;
     let walk = qemu.wait_for("kind", "walk", Duration::from_secs(240))?;
     let swapped_in = pages_swapped_in()? - before;

@@ -5,11 +5,13 @@
 mod bad_input;
 mod break_ring;
 mod contexts;
+mod dax_file;
 mod hypercall;
 mod info;
 mod kernel_io;
 mod kernel_pages;
 mod kill_parked;
+mod lost_in_context;
 mod lost_page;
 mod memory_hotplug;
 mod mmu_ops;
@@ -31,9 +33,10 @@ use crate::device::Device;
 use crate::options::Options;
 
 type Run = fn(&str, &Options, &Device) -> Result<()>;
+type RunAlone = fn(&Options) -> Result<()>;
 
 /// Workloads that need the test device.
-const WITH_DEVICE: [(&str, Run); 22] = [
+const WITH_DEVICE: [(&str, Run); 23] = [
     ("offline", offline::run),
     ("break_ring", break_ring::run),
     ("contexts", contexts::run),
@@ -48,6 +51,7 @@ const WITH_DEVICE: [(&str, Run); 22] = [
     ("stress", stress::run),
     ("kill_parked", kill_parked::run),
     ("lost_page", lost_page::run),
+    ("lost_in_context", lost_in_context::run),
     ("memory_hotplug", memory_hotplug::run),
     ("mmu_ops", mmu_ops::run),
     ("mmu_huge", mmu_ops::run_huge),
@@ -57,6 +61,14 @@ const WITH_DEVICE: [(&str, Run); 22] = [
     ("idle", user_touch::run_idle),
     ("reboot", reboot::run),
 ];
+
+/// Workloads for VMMs that know nothing of the test.
+const WITHOUT_DEVICE: [(&str, RunAlone); 1] = [("dax_file", dax_file::run)];
+
+/// May this workload use the test device? Looking for it writes to a port that other VMMs use for something else.
+pub fn may_use_device(name: &str) -> bool {
+    WITHOUT_DEVICE.iter().all(|(known, _)| *known != name)
+}
 
 /// Runs one workload.
 pub fn run(name: &str, options: &Options, device: Option<&Device>) -> Result<()> {
@@ -68,6 +80,9 @@ pub fn run(name: &str, options: &Options, device: Option<&Device>) -> Result<()>
     }
     if let Some(event) = name.strip_prefix("parked_") {
         return parked::run(event, options, device.context("needs the VMM's test device")?);
+    }
+    if let Some((_, run)) = WITHOUT_DEVICE.iter().find(|(known, _)| *known == name) {
+        return run(options);
     }
     let Some((_, run)) = WITH_DEVICE.iter().find(|(known, _)| *known == name) else {
         bail!("veapf.run={name}: unknown workload");

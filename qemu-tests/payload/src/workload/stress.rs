@@ -1,7 +1,8 @@
 //! Many tasks on all vCPUs, random latencies and order, faults from user and kernel mode mixed.
 //!
 //! Options: `tasks`, `pages` (of each task), `faults` (all together), `stuck_s`: a task that makes no progress for so long
-//! is reported as stuck, with its kernel stack, and the workload ends without it.
+//! is reported as stuck, with its kernel stack, and the workload ends without it. `snapshots=1`: it goes on until the VMM has
+//! taken all its snapshots.
 
 use std::io;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     let (tasks, pages) = (options.count("tasks", 32)?, options.count("pages", 32)?);
     let each = options.number("faults", 100_000)?.div_ceil(tasks.max(1) as u64);
     let stuck_after = Duration::from_secs(options.number("stuck_s", 30)?);
+    let with_snapshots = options.flag("snapshots");
     let policy = options.policy()?;
     let arena = Arena::anonymous(device, tasks * pages)?;
     device.set_policy(&[], policy)?;
@@ -58,7 +60,9 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
                 }
                 pulse.faults.fetch_add(1, Ordering::Relaxed);
             }
-            if tally.faults + tally.kernel_faults >= each {
+            if tally.faults + tally.kernel_faults >= each
+                && !(with_snapshots && snapshots_left(&evictor))
+            {
                 break;
             }
         }
@@ -70,9 +74,23 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     // A stuck task cannot be joined, and its counts are lost with it; that it is stuck is what matters.
     let tally = if stuck.is_empty() { team.join() } else { Tally::default() };
     let measured = section.end()?;
-    let more = json!({"pages": pages, "order": options.text("order", "fifo"), "stuck": stuck.len(), "stuck_tasks": stuck});
+    let (restored, left) = device.snapshots()?;
+    let more = json!({
+        "pages": pages, "order": options.text("order", "fifo"), "stuck": stuck.len(), "stuck_tasks": stuck,
+        "restored": restored, "snapshots_left": left,
+    });
     measured.report(device, name, tasks, policy.max_us, &tally, more);
     Ok(())
+}
+
+fn snapshots_left(device: &Device) -> bool {
+    match device.snapshots() {
+        Ok((_, left)) => left > 0,
+        Err(error) => {
+            println!("l2-init: snapshots: {error:#}");
+            false
+        }
+    }
 }
 
 fn one(

@@ -1,25 +1,33 @@
 //! The pager: takes pages away and delivers them by userfaultfd when their policy says so.
 
 mod content;
+mod loss;
 pub mod policy;
+pub mod saved;
 pub mod schedule;
+mod thread;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use rcu_clean::ArcRcu;
-use ve_apf_testdev::Run;
+use ve_apf_testdev::{Order, PAGE_SIZE, PolicyArgs, Run};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::counters::{Values, lock};
 use crate::memory::Ram;
+use crate::snapshot::memory::Pages;
 use crate::sys;
 use crate::uffd::{Answer, Uffd};
 use content::Content;
-use policy::{Policies, Table};
+use loss::Losses;
+use policy::{Policies, Policy, Table};
+use saved::{Counts, Lazy, Saved, run_words};
 use schedule::{Request, Schedule};
+pub use thread::PagerThread;
 
 /// Shared by the vCPU threads, which carry out the guest's commands, and the pager thread, which waits.
 pub struct Pager {
@@ -27,7 +35,11 @@ pub struct Pager {
     uffd: Uffd,
     /// The policy table.
     pub policies: Policies,
+    /// How pages come that the guest did not evict: they are restored from a snapshot.
+    restore: Policy,
     state: Mutex<State>,
+    /// Ends [`Pager::run`].
+    stop: EventFd,
 }
 
 struct State {
@@ -35,6 +47,9 @@ struct State {
     schedule: Schedule,
     /// Evicted and not delivered yet.
     missing: HashMap<u64, Content>,
+    losses: Losses,
+    /// Not evicted, but not restored yet either.
+    lazy: Option<Lazy>,
     counts: Counts,
     /// Missing frames in the order in which they were asked for, since somebody looked.
     log: Vec<u64>,
@@ -42,19 +57,6 @@ struct State {
 
 /// Longest log: what fits into a command page.
 const MAX_LOG: usize = ve_apf_testdev::DATA_SIZE / 8;
-
-#[derive(Default)]
-struct Counts {
-    faults: u64,
-    duplicates: u64,
-    untouched: u64,
-    delivered: u64,
-    deliveries: u64,
-    evicted: u64,
-    max_pending: u64,
-    late_us: u64,
-    max_late_us: u64,
-}
 
 /// [`Pager::state`]'s answer.
 #[derive(Debug, Clone, Copy)]
@@ -69,18 +71,37 @@ pub struct PagerState {
     pub delivered: u64,
 }
 
+impl State {
+    fn is_present(&self, gfn: u64) -> bool {
+        let lazy = self.lazy.as_ref().is_some_and(|lazy| lazy.has(gfn));
+        !lazy && !self.missing.contains_key(&gfn)
+    }
+
+    fn take_lazy(&mut self, gfn: u64) -> Result<Option<Box<[u8; PAGE_SIZE]>>> {
+        self.lazy.as_mut().map_or(Ok(None), |lazy| lazy.take(gfn))
+    }
+}
+
 impl Pager {
-    /// Nothing is registered until the guest declares its arena, so that booting costs no round trips.
-    pub fn new(ram: Arc<Ram>) -> Result<Pager> {
+    /// Nothing is registered until the guest declares its arena, so that booting costs no round trips. Pages of a snapshot
+    /// come `restore_us` after they were asked for.
+    pub fn new(ram: Arc<Ram>, restore_us: (u32, u32)) -> Result<Pager> {
         let uffd = Uffd::open().context("userfaultfd is not available")?;
         let state = State {
             registered: false,
             schedule: Schedule::new(sys::now_ns()),
             missing: HashMap::new(),
+            lazy: None,
+            losses: Losses::default(),
             counts: Counts::default(),
             log: Vec::new(),
         };
-        Ok(Pager { ram, uffd, policies: Policies::new(), state: Mutex::new(state) })
+        let (min_us, max_us) = restore_us;
+        let args = PolicyArgs { min_us, max_us, order: Order::Random, ..PolicyArgs::fixed(0) };
+        let restore = Policy { id: u32::MAX, args };
+        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let policies = Policies::new();
+        Ok(Pager { ram, uffd, policies, restore, state: Mutex::new(state), stop })
     }
 
     /// Hands guest memory to userfaultfd, all of it made present first. Further calls do nothing.
@@ -101,13 +122,20 @@ impl Pager {
         let mut state = lock(&self.state);
         anyhow::ensure!(state.registered, "evict before declare");
         for run in runs {
+            self.make_evictable(&mut state, *run, round.is_none())?;
             for gfn in run.frames() {
                 let content = match round {
                     Some(round) => Content::Pattern(round),
                     // A page missing already keeps what it was to get.
                     None if state.missing.contains_key(&gfn) => continue,
-                    None => Content::save(&self.ram, gfn)?,
+                    None => match state.take_lazy(gfn)? {
+                        Some(bytes) => Content::Saved(bytes),
+                        None => Content::save(&self.ram, gfn)?,
+                    },
                 };
+                if let Some(lazy) = &mut state.lazy {
+                    lazy.forget(gfn);
+                }
                 state.missing.insert(gfn, content);
                 state.counts.evicted += 1;
             }
@@ -134,9 +162,83 @@ impl Pager {
         Ok(frames.len() as u64)
     }
 
-    /// Delivers what is missing and hands guest memory back to the kernel.
+    /// Guest memory has been handed over.
+    pub fn is_registered(&self) -> bool {
+        lock(&self.state).registered
+    }
+
+    /// A page is not missing.
+    pub fn is_present(&self, gfn: u64) -> bool {
+        lock(&self.state).is_present(gfn)
+    }
+
+    /// Writes all memory that is present to `pages`, and returns the rest. The guest must have stopped.
+    pub fn save(&self, pages: &Pages) -> Result<Saved> {
+        let state = lock(&self.state);
+        anyhow::ensure!(state.losses.is_empty(), "lost pages cannot be saved");
+        let frames = 0..self.ram.host_range().1 / 4096;
+        for word in run_words(frames.filter(|gfn| state.is_present(*gfn))) {
+            pages.save(&self.ram, Run::from_word(word).frames())?;
+        }
+        let mut patterns: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+        let mut kept = BTreeSet::new();
+        for (gfn, content) in &state.missing {
+            match content {
+                Content::Pattern(round) => {
+                    patterns.entry(*round).or_default().insert(*gfn);
+                }
+                Content::Saved(bytes) => {
+                    pages.put(*gfn, bytes)?;
+                    kept.insert(*gfn);
+                }
+            }
+        }
+        let of_round = |(round, frames): (u64, BTreeSet<u64>)| {
+            run_words(frames.into_iter()).into_iter().map(move |word| (word, round))
+        };
+        Ok(Saved {
+            patterns: patterns.into_iter().flat_map(of_round).collect(),
+            kept: run_words(kept.into_iter()),
+            policies: self.policies.save(),
+            counts: state.counts.clone(),
+        })
+    }
+
+    /// Takes all memory away; it comes back as it was saved. The guest must have stopped. Others may wait for pages: they
+    /// ask again.
+    pub fn load(&self, saved: &Saved, pages: Pages) -> Result<()> {
+        let (start, len) = self.ram.host_range();
+        let mut state = lock(&self.state);
+        self.policies.load(&saved.policies)?;
+        state.counts = saved.counts.clone();
+        state.log.clear();
+        state.schedule.clear();
+        state.missing.clear();
+        for (word, round) in &saved.patterns {
+            let frames = Run::from_word(*word).frames();
+            state.missing.extend(frames.map(|gfn| (gfn, Content::Pattern(*round))));
+        }
+        for gfn in saved.kept.iter().flat_map(|word| Run::from_word(*word).frames()) {
+            state.missing.insert(gfn, Content::Saved(pages.get(gfn)?));
+        }
+        let left = (0..len / 4096).map(|gfn| !state.missing.contains_key(&gfn)).collect();
+        state.lazy = Some(Lazy::new(pages, left));
+        if !state.registered {
+            self.uffd.register(start, len).context("cannot register guest memory")?;
+            state.registered = true;
+        }
+        self.ram.drop_frames(0, len / 4096)?;
+        self.uffd.wake(start, len).context("cannot wake who waits for a page")
+    }
+
+    /// Delivers what is missing, or was asked for, and hands guest memory back to the kernel.
     pub fn finish(&self) -> Result<()> {
         self.restore(&[])?;
+        {
+            let mut state = lock(&self.state);
+            let asked = state.schedule.pages();
+            self.deliver(&mut state, &asked)?;
+        }
         if lock(&self.state).registered {
             let (start, len) = self.ram.host_range();
             self.uffd.unregister(start, len).context("cannot unregister guest memory")?;
@@ -173,13 +275,15 @@ impl Pager {
             ("delivered".to_owned(), c.delivered),
             ("deliveries".to_owned(), c.deliveries),
             ("evicted".to_owned(), c.evicted),
+            ("restored".to_owned(), c.restored),
             ("late_us".to_owned(), c.late_us),
             ("max_pending".to_owned(), max_pending),
             ("max_late_us".to_owned(), max_late_us),
         ])
     }
 
-    /// Body of the pager thread; returns only on errors.
+    /// Body of the pager thread, until it is told to stop. What was asked for and not delivered is kept for the next one,
+    /// since the kernel says it once.
     pub fn run(&self) -> Result<()> {
         sys::no_timer_slack();
         let table = self.policies.reader();
@@ -191,6 +295,9 @@ impl Pager {
                 state.schedule.next_ns()
             };
             self.wait(next)?;
+            if self.stop.read().is_ok() {
+                return Ok(());
+            }
             faults.clear();
             self.uffd.read_faults(&mut faults)?;
             if !faults.is_empty() {
@@ -204,6 +311,10 @@ impl Pager {
         let mut state = lock(&self.state);
         for hva in faults {
             let gfn = self.ram.gfn(*hva).context("fault outside guest memory")?;
+            if state.lazy.as_ref().is_some_and(|lazy| lazy.has(gfn)) {
+                state.schedule.request(now, gfn, &self.restore);
+                continue;
+            }
             state.counts.faults += 1;
             if !state.missing.contains_key(&gfn) {
                 // Never evicted, or delivered while this request was on its way.
@@ -237,13 +348,18 @@ impl Pager {
         let alone = batch.len() == 1;
         state.counts.deliveries += 1;
         for gfn in batch {
-            let Some(content) = state.missing.remove(gfn) else { continue };
+            let evicted = state.missing.remove(gfn).map(|content| content.bytes(*gfn));
+            let was_evicted = evicted.is_some();
+            let bytes = match evicted {
+                Some(bytes) => Some(bytes),
+                None => state.take_lazy(*gfn)?,
+            };
+            let Some(bytes) = bytes else { continue };
             let hva = self.ram.hva(*gfn).context("frame outside guest memory")?;
-            let answer = self
-                .uffd
-                .copy(hva, &content.bytes(*gfn), alone)
-                .context("cannot deliver a page")?;
-            state.counts.delivered += u64::from(answer == Answer::Delivered);
+            let answer = self.uffd.copy(hva, &bytes, alone).context("cannot deliver a page")?;
+            let counts = &mut state.counts;
+            let counter = if was_evicted { &mut counts.delivered } else { &mut counts.restored };
+            *counter += u64::from(answer == Answer::Delivered);
         }
         if !alone {
             for hva in batch.iter().filter_map(|gfn| self.ram.hva(*gfn)) {
@@ -255,14 +371,15 @@ impl Pager {
 
     /// Until a request comes or the next delivery is due. Commands of the guest only ever take deliveries out.
     fn wait(&self, until_ns: Option<u64>) -> io::Result<()> {
-        let mut fd = libc::pollfd { fd: self.uffd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let on = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut fds = [on(self.uffd.as_raw_fd()), on(self.stop.as_raw_fd())];
         let left = until_ns.map(|at| at.saturating_sub(sys::now_ns())).map(|ns| libc::timespec {
             tv_sec: (ns / 1_000_000_000) as i64,
             tv_nsec: (ns % 1_000_000_000) as i64,
         });
         let timeout = left.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-        // SAFETY: `fd` and the time live through the call; no signal mask is given.
-        let rc = unsafe { libc::ppoll(&mut fd, 1, timeout, std::ptr::null()) };
+        // SAFETY: both descriptors and the time live through the call; no signal mask is given.
+        let rc = unsafe { libc::ppoll(fds.as_mut_ptr(), 2, timeout, std::ptr::null()) };
         match rc {
             n if n >= 0 => Ok(()),
             _ => match io::Error::last_os_error() {

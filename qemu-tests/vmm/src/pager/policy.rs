@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
+use anyhow::{Context, Result};
 use rcu_clean::ArcRcu;
+use serde::{Deserialize, Serialize};
 use ve_apf_testdev::PolicyArgs;
 
 use crate::counters::lock;
@@ -105,6 +107,49 @@ impl Policies {
     }
 }
 
+/// All policies, as words of [`PolicyArgs`].
+#[derive(Serialize, Deserialize)]
+pub struct SavedPolicies {
+    last_id: u32,
+    default: (u32, [u64; 4]),
+    ranges: Vec<(Range<u64>, u32, [u64; 4])>,
+}
+
+impl Policies {
+    /// Reads them.
+    pub(super) fn save(&self) -> SavedPolicies {
+        let writer = lock(&self.writer);
+        let words = |policy: &Policy| (policy.id, policy.args.to_args());
+        let ranges = writer.0.ranges.iter().map(|(range, policy)| {
+            let (id, args) = words(policy);
+            (range.clone(), id, args)
+        });
+        SavedPolicies {
+            last_id: writer.1,
+            default: words(&writer.0.default),
+            ranges: ranges.collect(),
+        }
+    }
+
+    /// Puts them back.
+    pub(super) fn load(&self, saved: &SavedPolicies) -> Result<()> {
+        let policy = |id: u32, args: [u64; 4]| {
+            let args = PolicyArgs::from_args(args).context("a policy in the snapshot is none")?;
+            Ok::<_, anyhow::Error>(Policy { id, args })
+        };
+        let default = policy(saved.default.0, saved.default.1)?;
+        let ranges = saved
+            .ranges
+            .iter()
+            .map(|(range, id, args)| Ok((range.clone(), policy(*id, *args)?)))
+            .collect::<Result<_>>()?;
+        let mut writer = lock(&self.writer);
+        writer.1 = saved.last_id;
+        *writer.0.update() = Table { default, ranges };
+        Ok(())
+    }
+}
+
 impl Default for Policies {
     fn default() -> Policies {
         Policies::new()
@@ -147,6 +192,21 @@ mod tests {
             [reader.get(1).args.min_us, reader.get(4).args.min_us, reader.get(8).args.min_us],
             [9, 7, 9]
         );
+    }
+
+    #[test]
+    fn policies_go_on_elsewhere() -> Result<()> {
+        let (one, two) = (Policies::new(), Policies::new());
+        one.set(&[], PolicyArgs::fixed(7));
+        one.set(&[3..5, 5..9], PolicyArgs { never: true, ..PolicyArgs::fixed(2) });
+        let reader = two.reader();
+        two.load(&one.save())?;
+        for gfn in [2, 3, 8, 9] {
+            assert_eq!(reader.get(gfn), one.reader().get(gfn));
+        }
+        two.set(&[4..5, 6..7], PolicyArgs::fixed(1));
+        assert_eq!(reader.get(4).id, 3);
+        Ok(())
     }
 
     #[test]

@@ -103,6 +103,18 @@ impl Schedule {
         }
     }
 
+    /// The pages pending.
+    pub fn pages(&self) -> Vec<u64> {
+        self.pending.keys().copied().collect()
+    }
+
+    /// Forgets all requests.
+    pub fn clear(&mut self) {
+        self.pending.clear();
+        self.queues.clear();
+        self.events.clear();
+    }
+
     /// When [`Schedule::due`] has something to do next.
     pub fn next_ns(&self) -> Option<u64> {
         self.events.peek().map(|Reverse(event)| event.at_ns)
@@ -135,8 +147,7 @@ impl Schedule {
         }
         if self.pending.is_empty() {
             // Policies come and go; their queues need not stay.
-            self.queues.clear();
-            self.events.clear();
+            self.clear();
         }
         out
     }

@@ -49,6 +49,9 @@ pub(super) struct Entry {
     #[serde(default)]
     expect_in: BTreeMap<String, Vec<String>>,
     skip: Option<String>,
+    /// Takes more than two minutes.
+    #[serde(default)]
+    long: bool,
 }
 
 /// What every workload under our VMM must show: it reported, without an error, without a wrong byte and without a
@@ -140,6 +143,7 @@ impl Entry {
             client: self.client,
             expect,
             skip: self.skip.clone(),
+            long: self.long,
         })
     }
 
