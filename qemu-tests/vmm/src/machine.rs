@@ -185,7 +185,7 @@ pub fn run(args: Args) -> Result<Outcome> {
             again.number += 1;
             again.reserved = bus.device().reset()?;
             boot::load(&ram.mem, &args, acpi::write(&ram.mem, args.vcpus)?, &again)?;
-            reporter.print_value("reboot", json!({"number": again.number, "en": en}));
+            reporter.print_value("rebooted", json!({"number": again.number, "en": en}));
         }
         stop.store(false, Ordering::Release);
     };

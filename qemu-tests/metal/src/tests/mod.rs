@@ -4,9 +4,9 @@ mod bad;
 mod contexts;
 mod delivery;
 mod fail;
+mod held;
 mod hold;
 mod init;
-mod masked;
 mod nmi;
 mod park;
 mod story1;
@@ -49,9 +49,9 @@ pub(crate) static ALL: &[Test] = &[
     bad::GARBAGE,
     bad::GARBAGE_STEP,
     bad::GARBAGE_STORM,
-    masked::PRIORITY,
-    masked::FLAG,
-    masked::LAPIC,
+    held::PRIORITY,
+    held::FLAG,
+    held::LAPIC,
     init::INIT,
     hold::HOLD,
 ];

@@ -3,8 +3,9 @@
 //! * [`swap`]: QEMU lives in a memory cgroup smaller than its guest, with a swap device.
 //! * [`postcopy`]: L2 moves from one QEMU to another while it runs, its memory after it.
 //! * [`dax`]: an emulated NVDIMM is a file, which is truncated while L2 uses what is on it.
+//! * [`refused`]: L2 cannot move, and stays where it is.
 //!
-//! In the first two L2 runs the workload `walk`, which verifies every page it touches.
+//! In all but `dax` L2 runs the workload `walk`, which verifies every page it touches.
 
 mod backing;
 pub mod dax;
@@ -12,6 +13,7 @@ mod kvm_stats;
 pub mod postcopy;
 pub mod qemu;
 pub mod qmp;
+pub mod refused;
 pub mod swap;
 
 use anyhow::{Result, bail};

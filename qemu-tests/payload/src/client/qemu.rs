@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 /// The host's CPU, less what emulated nested virtualisation gets wrong: interrupts of the TSC deadline timer come
 /// seconds late, and the guest's XSETBV does not reach KVM.
-const CPU: &str = "host,-tsc-deadline,-xsave";
+pub(super) const CPU: &str = "host,-tsc-deadline,-xsave";
 
 /// The machine that boots fastest.
 pub const MICROVM: &str = "microvm,rtc=on,acpi=on";
@@ -138,6 +138,18 @@ impl Qemu {
             if record[key] == value {
                 return Ok(Some(record));
             }
+        }
+    }
+
+    /// How it ended; `None` if it runs on.
+    pub fn ended(&mut self, timeout: Duration) -> Result<Option<ExitStatus>> {
+        let end = Instant::now() + timeout;
+        loop {
+            let status = self.child.try_wait()?;
+            if status.is_some() || Instant::now() > end {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 

@@ -72,6 +72,22 @@ impl Qmp {
         }
     }
 
+    /// Polls the migration until it has ended, well or not; its status.
+    pub fn migration_ended(&mut self, timeout: Duration) -> Result<String> {
+        let end = Instant::now() + timeout;
+        loop {
+            let info = self.run("query-migrate", json!({}))?;
+            let status = info["status"].as_str().unwrap_or("none");
+            if matches!(status, "failed" | "cancelled" | "completed") {
+                return Ok(status.to_owned());
+            }
+            if Instant::now() > end {
+                bail!("migration: {info}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     fn read(&mut self) -> Result<Value> {
         let mut line = String::new();
         if self.reader.read_line(&mut line)? == 0 {

@@ -20,7 +20,8 @@ use crate::device::Device;
 use crate::guest_counters::GuestCounters;
 use crate::kexec::{self, Memory, When};
 use crate::options::Options;
-use crate::{dmesg, process, sys, system};
+use crate::sys::{self, Pages};
+use crate::{dmesg, process, system};
 
 /// Behind the kernel: where kexec puts what goes with the next one.
 const BESIDE: std::ops::Range<u64> = 0x280_0000..0x600_0000;
@@ -49,17 +50,20 @@ fn leave(outstanding: usize, boot: usize, options: &Options, device: &Device) ->
         if comes { options.policy()? } else { PolicyArgs { never: true, ..PolicyArgs::fixed(0) } };
     process::only_one_thread()?;
     sys::pin_to(0)?;
-    let arena = arena_above(device, outstanding.max(1))?;
-    let slice = arena.slices(1).remove(0);
-    device.set_policy(&[], policy)?;
-    let rings = rings()?;
-    device.mark(Mark::Remember, &rings)?;
     let how = options.text("how", "reboot");
     let next = match how {
         "kexec" => Some(When::Asked),
         "crash" => Some(When::Crashed),
         _ => None,
     };
+    let arena = match next {
+        Some(When::Asked) => arena_above(device, outstanding.max(1))?,
+        _ => Arena::anonymous(device, outstanding.max(1))?,
+    };
+    let slice = arena.slices(1).remove(0);
+    device.set_policy(&[], policy)?;
+    let rings = rings()?;
+    device.mark(Mark::Remember, &rings)?;
     if let Some(when) = next {
         load(&slice, rings, boot + 1, options, when)?;
     }
@@ -78,12 +82,13 @@ fn leave(outstanding: usize, boot: usize, options: &Options, device: &Device) ->
 
 /// Pages that lie where no new kernel goes: they are missing when it is put there.
 fn arena_above(device: &Device, count: usize) -> Result<Arena> {
-    for _ in 0..50 {
+    for _ in 0..10 {
         let arena = Arena::anonymous(device, count)?;
         if arena.frames.iter().all(|frame| *frame << 12 >= BESIDE.end) {
             return Ok(arena);
         }
-        // Its pages stay in use, so the next one has others.
+        // The kernel hands out low pages first. These stay in use.
+        Pages::anonymous(4096)?;
     }
     bail!("no memory above {:#x}", BESIDE.end)
 }
@@ -155,7 +160,9 @@ fn load(slice: &Slice, rings: Vec<u64>, boot: usize, options: &Options, when: Wh
     let old = ["crashkernel=", "veapf.boot=", "veapf.rings="];
     let words = own.split_whitespace().filter(|word| !old.iter().any(|o| word.starts_with(o)));
     let rings = all.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
-    let more = [format!("veapf.boot={boot}"), format!("veapf.rings={rings}")];
+    // As is usual for a crash kernel; so no INIT comes to the others.
+    let cpus = if when == When::Crashed { "nr_cpus=1" } else { "" };
+    let more = [format!("veapf.boot={boot} veapf.rings={rings}"), cpus.to_owned()];
     let cmdline = words.chain(more.iter().map(String::as_str)).collect::<Vec<_>>().join(" ");
     // A crash kernel is the last one, and has little room.
     let mut files = vec![("init", &init[..])];

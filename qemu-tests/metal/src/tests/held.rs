@@ -14,14 +14,14 @@ use crate::suite::{Check, Test};
 use crate::{arena, device};
 
 /// The task priority is that of the highest class.
-pub(crate) const PRIORITY: Test = Test::any("masked", "masked_priority", |check| {
+pub(crate) const PRIORITY: Test = Test::any("held", "held_priority", |check| {
     run(check, || lapic::hold_back(15), || lapic::hold_back(0));
 });
 /// Interrupts are off.
 pub(crate) const FLAG: Test =
-    Test::any("masked", "masked_flag", |check| run(check, interrupts::disable, interrupts::enable));
+    Test::any("held", "held_flag", |check| run(check, interrupts::disable, interrupts::enable));
 /// The LAPIC is switched off by software.
-pub(crate) const LAPIC: Test = Test::any("masked", "masked_lapic", |check| {
+pub(crate) const LAPIC: Test = Test::any("held", "held_lapic", |check| {
     run(check, || lapic::set_enabled(false), || lapic::set_enabled(true));
 });
 
@@ -86,9 +86,9 @@ fn park(check: &mut Check<'_>, outstanding: usize) {
 }
 
 fn exits_of(work: fn(&Check<'_>), check: &Check<'_>) -> u64 {
-    device::stats_begin("masked");
+    device::stats_begin("held");
     work(check);
-    device::stats_end("masked")
+    device::stats_end("held")
 }
 
 fn spin(check: &Check<'_>) {
@@ -103,14 +103,14 @@ fn spin(check: &Check<'_>) {
 fn halts(check: &mut Check<'_>, outstanding: usize) -> (u64, u64) {
     let began = nmi::handled().load(SeqCst);
     let mut halts = 0;
-    device::stats_begin("masked");
+    device::stats_begin("held");
     device::nmi(Nmi::Storm, check.cpu.index(), PERIOD_US, 0);
     while nmi::handled().load(SeqCst) < began + NMIS {
         hlt();
         halts += 1;
     }
     device::nmi(Nmi::Stop, check.cpu.index(), PERIOD_US, 0);
-    let exits = device::stats_end("masked");
+    let exits = device::stats_end("held");
     check.that(
         format_args!("{halts} halts for {NMIS} NMIs, {outstanding} outstanding"),
         halts <= 2 * NMIS + outstanding as u64,
