@@ -23,7 +23,7 @@ usage: ve-apf-vmm --kernel FILE [options]
   --hlt-in-guest        do not intercept HLT; without an interrupt to deliver, stock KVM then waits for a page inside
                         KVM_RUN instead of halting the vCPU
   --serial-prefix TEXT  before every line of the guest's console
-  --snapshots N         from when the guest first declares memory: save all of the machine N times and go on from that (0)
+  --snapshots N         once the guest has had pages taken away: save the machine N times and go on from that (0)
   --snapshot-ms MIN-MAX random time before each (20-200)
   --snapshot-into HOW   same: in the same VM, at once; rollback: in the same VM, after it ran on for another such time;
                         fresh: in a new process, which has all memory missing at first (fresh)
@@ -153,7 +153,7 @@ impl Args {
             return Err("--kernel or --restore is needed; see --help".into());
         }
         if self.snapshots != 0 && self.bare {
-            return Err("--snapshots: not with --bare, which declares no memory".into());
+            return Err("--snapshots: not with --bare".into());
         }
         for (option, path) in [("--kernel", kernel), ("--initrd", self.initrd.as_ref())] {
             if let Some(path) = path.filter(|p| !p.is_file()) {
