@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering::SeqCst;
 use x86_64::registers::model_specific::{ApicBase, ApicBaseFlags, Msr};
 
 const EOI: u32 = 0x80b;
+const PRIORITY: u32 = 0x808;
 const SPURIOUS: u32 = 0x80f;
 /// Interrupt command: MSR number, for code that writes it by itself.
 pub const COMMAND: u32 = 0x830;
@@ -28,6 +29,19 @@ pub fn init(cpu: &'static Cpu) {
     // SAFETY: the word is the CPU's own and accessed atomically only.
     let _: Result<(), Refused> =
         unsafe { write_msr(PV_EOI, (&raw const cpu.eoi).addr() as u64 | 1) };
+}
+
+/// Switches it off by software, where it takes no interrupts but NMIs, and on again.
+pub fn set_enabled(on: bool) {
+    let enable = if on { SOFTWARE_ENABLE } else { 0 };
+    // SAFETY: no interrupt source is programmed that could be lost.
+    unsafe { Msr::new(SPURIOUS).write(enable | SPURIOUS_VECTOR) };
+}
+
+/// Interrupts of this class (vector / 16) and below stay pending.
+pub fn set_priority(class: u8) {
+    // SAFETY: what is held back comes later.
+    unsafe { Msr::new(PRIORITY).write(u64::from(class & 0xf) << 4) };
 }
 
 /// Ends the interrupt that is being handled.

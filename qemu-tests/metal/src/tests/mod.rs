@@ -4,6 +4,7 @@ mod bad;
 mod contexts;
 mod delivery;
 mod fail;
+mod masked;
 mod nmi;
 mod park;
 mod story1;
@@ -20,6 +21,8 @@ pub(crate) static ALL: &[Test] = &[
     park::EVERY_CPU,
     fail::WHILE_WAITING,
     fail::AT_ONCE,
+    masked::OFF,
+    masked::PRIORITY,
     story1::ALL_AT_ONCE,
     story1::EACH_PAGE,
     story1::ARMED_AT_ONCE,
