@@ -301,7 +301,13 @@ fn run_vcpus(
         Ok((_, End::Stopped(at))) => (Outcome::Timeout, ("timeout", at)),
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
             let at = stop_all(&tids, stop, &done_rx);
-            (Outcome::Timeout, ("timeout", json!({"after_s": limit.as_secs(), "vcpus": at})))
+            (
+                Outcome::Timeout,
+                (
+                    "timeout",
+                    json!({"after_s": limit.as_millis().div_ceil(1000) as u64, "vcpus": at}),
+                ),
+            )
         }
     };
     reporter.print_value(record.0, record.1);
