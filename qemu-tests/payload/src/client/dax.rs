@@ -1,4 +1,4 @@
-//! L2 has an NVDIMM, which is a file in L1, with an ext4 -o dax on it. The part of the file that holds one of L2's files
+//! L2 has a virtio-pmem, which is a file in L1, with an ext4 -o dax on it. The part of the file that holds one of L2's files
 //! is cut off while L2 runs, and comes back later: once for a program that touches its mapping of the file, once
 //! for system calls.
 
@@ -22,10 +22,10 @@ pub fn run(append: &str) -> Result<()> {
     let append = format!("veapf.run=dax_file {append}");
     let object = format!("memory-backend-file,id=pmem,mem-path={IMAGE},size={MIB}M,share=on");
     let qmp = format!("unix:{SOCKET},server=on,wait=off");
-    let more = ["-object", &object, "-device", "nvdimm,memdev=pmem", "-qmp", &qmp];
+    let more = ["-object", &object, "-device", "virtio-pmem-pci,memdev=pmem", "-qmp", &qmp];
     let more = more.map(str::to_owned);
     let guest = Guest {
-        machine: "q35,nvdimm=on",
+        machine: "pc",
         memory: "192,slots=2,maxmem=1G",
         vcpus: 1,
         append: &append,
