@@ -15,6 +15,8 @@ use super::{conclude, kvm_stats};
 const IMAGE: &str = "/tmp/pmem.img";
 const MIB: u64 = 32;
 const SOCKET: &str = "/tmp/qmp-dax";
+/// KVM's counters, whose growth during a step is part of its record.
+const STATS: [&str; 2] = ["exits", "pf_taken"];
 
 /// Runs it; `append` says which kind of asynchronous page faults L2 has.
 pub fn run(append: &str) -> Result<()> {
@@ -94,7 +96,7 @@ impl Vm {
     fn step(&mut self, command: &str, name: &str) -> Result<bool> {
         let verb = first_word(command);
         let pid = self.qemu.pid();
-        let (exits, began) = (kvm_stats::read(pid, "exits")?, Instant::now());
+        let (before, began) = (STATS.map(|name| kvm_stats::read(pid, name)), Instant::now());
         self.qemu.type_line(command)?;
         let end = began + Duration::from_secs(40);
         let (mut answer, alive) = loop {
@@ -109,7 +111,9 @@ impl Vm {
                 bail!("{command}: no answer, and the VM runs");
             }
         };
-        answer["exits"] = json!(kvm_stats::read(pid, "exits")? - exits);
+        for (name, before) in STATS.into_iter().zip(before) {
+            answer[name] = json!(kvm_stats::read(pid, name)? - before?);
+        }
         answer["total_ms"] = json!(u64::try_from(began.elapsed().as_millis())?);
         self.record.insert(name.to_owned(), answer);
         Ok(alive)

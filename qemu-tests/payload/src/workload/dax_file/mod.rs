@@ -8,7 +8,7 @@
 //! * `end`.
 //!
 //! All the while two tasks go on, see [`bystander`]. Keys: `pmem` (/dev/pmem0), `pages` (64) of each file, `patience_ms`
-//! (3000) until a command is answered whether its task is done or not.
+//! (2000) until a command is answered whether its task is done or not.
 
 mod bystander;
 mod file;
@@ -34,7 +34,7 @@ const DIR: &str = "/mnt";
 /// `dax_file`.
 pub(super) fn run(options: &Options) -> Result<()> {
     let device = options.text("pmem", "/dev/pmem0");
-    let patience = Duration::from_millis(options.number("patience_ms", 3000)?);
+    let patience = Duration::from_millis(options.number("patience_ms", 2000)?);
     std::fs::create_dir_all(DIR)?;
     system::mount_device(device, DIR, "ext4", "dax").with_context(|| {
         let log = ["nfit", "pmem", "nd_", "EXT4"].map(dmesg::lines_with).concat();
