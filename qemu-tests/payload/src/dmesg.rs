@@ -1,13 +1,17 @@
 //! The kernel's log, and what in it means trouble.
 
 /// Any of these in a line makes it bad.
-const BAD: [&str; 14] = [
+const BAD: [&str; 18] = [
     "WARNING:",
     "BUG:",
     "Oops",
     "blocked for more than",
     "inconsistent lock state",
     "possible circular locking",
+    "possible recursive locking",
+    "possible irq lock inversion",
+    "ODEBUG",
+    "new suspected memory leaks",
     "suspicious RCU usage",
     "rcu_preempt detected stalls",
     "self-detected stall",

@@ -10,6 +10,7 @@ pub mod dmesg;
 pub mod fault_trace;
 pub mod guest_counters;
 pub mod kexec;
+pub mod leaks;
 pub mod options;
 pub mod plan;
 pub mod process;

@@ -3,6 +3,7 @@
 use crate::error::{Kind, fail};
 use crate::expect::Expectation;
 use crate::initrd::Step;
+use crate::kernel::Flavour;
 use crate::lane::Lane;
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -78,6 +79,8 @@ pub(crate) struct BootEntry {
     pub(crate) cmdline: String,
     /// Size of an empty disk, /dev/vda.
     pub(crate) disk_mib: u32,
+    /// The kernel of L1.
+    pub(crate) kernel: Flavour,
 }
 
 impl BootEntry {

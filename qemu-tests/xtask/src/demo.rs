@@ -42,6 +42,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
     let cpus = suite.boots.get(&first.boot).map_or(1, cases::BootEntry::cpus);
     let lab = Lab {
         kernel: kernel::given_or_built(args.kernel.as_deref())?,
+        debug: None,
         programs: Programs::build()?,
         dir: dir.clone(),
     };

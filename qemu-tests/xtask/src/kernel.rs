@@ -5,6 +5,7 @@ use crate::install::{Side, Want};
 use crate::ui::Stage;
 use crate::{paths, proc, tree};
 use anyhow::{Context, Result};
+use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
@@ -27,6 +28,35 @@ pub(crate) struct Kernel {
     pub(crate) key: String,
 }
 
+/// Which kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Flavour {
+    /// As fast as it can be.
+    #[default]
+    Plain,
+    /// With KASAN, lockdep and kmemleak: `kernel/debug` on top of `kernel`.
+    Debug,
+}
+
+impl Flavour {
+    fn build_dir(self) -> &'static str {
+        match self {
+            Self::Plain => "build-lab",
+            Self::Debug => "build-lab-debug",
+        }
+    }
+
+    fn fragments(self) -> Result<Vec<Fragment>> {
+        let dir = paths::root().join("qemu-tests/kernel");
+        let mut all = fragments(&dir)?;
+        if self == Self::Debug {
+            all.extend(fragments(&dir.join("debug"))?);
+        }
+        Ok(all)
+    }
+}
+
 /// A configuration fragment by name.
 struct Fragment {
     name: String,
@@ -35,7 +65,7 @@ struct Fragment {
 
 /// The image the user gives, or the one for this checkout.
 pub(crate) fn given_or_built(image: Option<&Path>) -> Result<Kernel> {
-    let Some(image) = image else { return ensure() };
+    let Some(image) = image else { return ensure(Flavour::Plain) };
     let bytes = std::fs::read(image).map_err(|e| {
         fail(Kind::Usage, format!("{} cannot be read ({e})", image.display()), "give a bzImage")
     })?;
@@ -45,9 +75,9 @@ pub(crate) fn given_or_built(image: Option<&Path>) -> Result<Kernel> {
 }
 
 /// Finds the kernel for this checkout in the cache, or builds it.
-pub(crate) fn ensure() -> Result<Kernel> {
+pub(crate) fn ensure(flavour: Flavour) -> Result<Kernel> {
     let wants = Side::ALL.into_iter().map(Want::load).collect::<Result<Vec<_>>>()?;
-    let fragments = fragments(&paths::root().join("qemu-tests/kernel"))?;
+    let fragments = flavour.fragments()?;
     let version = source::version()?;
     let key = key(&version, &wants, &fragments)?;
     let cache = paths::cache()?;
@@ -65,7 +95,7 @@ pub(crate) fn ensure() -> Result<Kernel> {
     let changes = tree::plan(&source, &wants, tree::Edited::Replace)?;
     tree::commit(&source, &changes)?;
     let config = fragments.iter().map(|f| f.text.as_str()).collect::<Vec<_>>().join("\n");
-    let build_dir = cache.join("build-lab");
+    let build_dir = cache.join(flavour.build_dir());
     let image = build::bzimage(&source, &build_dir, &config, &cache.join("logs"))?;
     for (from, to) in [
         (build_dir.join(".config"), "config"),

@@ -104,7 +104,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Cmd::Patch(args) => patch(&args)?,
         Cmd::Kernel => {
             setup::ensure()?;
-            let kernel = kernel::ensure()?;
+            let kernel = kernel::ensure(kernel::Flavour::Plain)?;
             println!("{}", kernel.bzimage.display());
         }
         Cmd::Test(args) => return Ok(verdict(test::run(&args)?)),

@@ -3,7 +3,7 @@
 use crate::boot::{Boot, Console, End, Section};
 use crate::cases::{BootEntry, Case, Suite};
 use crate::initrd::{Programs, Step};
-use crate::kernel::Kernel;
+use crate::kernel::{Flavour, Kernel};
 use crate::paths;
 use crate::record::Record;
 use crate::report::figures;
@@ -62,6 +62,8 @@ impl Outcome {
 pub(crate) struct Lab {
     /// The kernel of L1 and L2.
     pub(crate) kernel: Kernel,
+    /// That of an L1 which watches itself, if a case wants it.
+    pub(crate) debug: Option<Kernel>,
     /// Programs of L1 and L2.
     pub(crate) programs: Programs,
     /// Logs and images go here.
@@ -145,13 +147,17 @@ fn boot(lab: &Lab, name: &str, entry: &BootEntry, cases: &[&Case]) -> Result<Con
     let initrd = lab.dir.join(format!("{name}.initrd"));
     let client = cases.iter().any(|c| c.client);
     paths::write_atomic(&initrd, &lab.programs.l1(&lab.kernel.bzimage, &plan, client)?)?;
+    let kernel = match entry.kernel {
+        Flavour::Plain => &lab.kernel,
+        Flavour::Debug => lab.debug.as_ref().context("no debug kernel was built")?,
+    };
     // L1 kills a step in its own time; this is for an L1 that does not.
     let limit = |s: &Step| Duration::from_secs(s.timeout_s + 10) * entry.lane.slowness();
     let cmdline = format!("{} {}", entry.lane.l1_cmdline(entry.cpus()), entry.cmdline);
     Boot {
         name,
         lane: entry.lane,
-        kernel: &lab.kernel.bzimage,
+        kernel: &kernel.bzimage,
         initrd: &initrd,
         cpus: entry.cpus(),
         mem_mib: entry.mem_mib(),

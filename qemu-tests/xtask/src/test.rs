@@ -4,6 +4,7 @@ use crate::cases::{self, Case, Suite};
 use crate::error::{Kind, fail};
 use crate::host_tests::{self, Counts};
 use crate::initrd::Programs;
+use crate::kernel::Flavour;
 use crate::lane::Lane;
 use crate::report::failures::Table;
 use crate::runner::{self, Lab, Outcome, Status};
@@ -80,8 +81,12 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     let must_fail = if args.self_check { Some(cases::load(&dir, "self-check")?) } else { None };
     let mut self_checks = Vec::new();
     if !selected.is_empty() || must_fail.is_some() {
+        let boots = selected.iter().filter(|case| case.skip.is_none()).map(|case| &case.boot);
+        let debug =
+            boots.flat_map(|boot| suite.boots.get(boot)).any(|b| b.kernel == Flavour::Debug);
         let lab = Lab {
             kernel: kernel::given_or_built(args.kernel.as_deref())?,
+            debug: debug.then(|| kernel::ensure(Flavour::Debug)).transpose()?,
             programs: Programs::build()?,
             dir: out.clone(),
         };

@@ -1,7 +1,7 @@
 //! `/init` of L1: mounts, runs the plan, reports, powers off.
 
 use serde_json::json;
-use ve_apf_payload::{dmesg, plan, system};
+use ve_apf_payload::{dmesg, leaks, plan, system};
 
 fn main() {
     system::mount_all();
@@ -17,6 +17,9 @@ fn main() {
         Err(error) => {
             plan::print(&json!({"kind": "error", "where": "l1", "error": format!("{error:#}")}))
         }
+    }
+    if let Err(error) = leaks::look() {
+        println!("l1-init: kmemleak: {error}");
     }
     plan::print(&json!({"kind": "dmesg", "where": "l1", "bad": dmesg::bad_lines()}));
     plan::print(&json!({"kind": "end"}));
