@@ -9,21 +9,25 @@ use super::site::{Acted, Make, Plan, differences, failed, result};
 use crate::sys::{PAGE, Pages};
 use crate::system;
 
-pub(super) const SITES: [(&str, Make); 14] = [
+pub(super) const SITES: [(&str, Make); 9] = [
     ("cache_read", || read("/tmp")),
     ("cache_write", || write("/tmp")),
     ("cache_map", || map("/tmp")),
     ("cache_cow", || copy_on_write("/tmp")),
-    ("cache_truncate", || truncate("/tmp")),
     ("cache_splice", || splice("/tmp")),
-    ("cache_sendfile", || sendfile("/tmp")),
     ("ramfs_read", || read(ramfs()?)),
-    ("ramfs_write", || write(ramfs()?)),
     ("ramfs_map", || map(ramfs()?)),
     ("ramfs_cow", || copy_on_write(ramfs()?)),
-    ("ramfs_truncate", || truncate(ramfs()?)),
     ("ramfs_splice", || splice(ramfs()?)),
+];
+
+/// Where the kernel copies or clears page cache for nobody's buffer, or tries again whatever becomes of the page.
+pub(super) const PLAIN: [(&str, Make); 5] = [
+    ("cache_sendfile", || sendfile("/tmp")),
+    ("cache_truncate", || truncate("/tmp")),
+    ("ramfs_write", || write(ramfs()?)),
     ("ramfs_sendfile", || sendfile(ramfs()?)),
+    ("ramfs_truncate", || truncate(ramfs()?)),
 ];
 
 /// Pages of a file; the second is lost.

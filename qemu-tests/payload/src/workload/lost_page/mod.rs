@@ -3,7 +3,8 @@
 //! is touched again. Nothing may hang, and nobody else may notice.
 //!
 //! Options: `loss` (none, no_access, truncated, uffd_poison, hw_poison, dead_pager), `when` (before; waiting: the page
-//! is missing at first, and lost when the process waits for it), `sites` (names or groups, separated by commas; all), `limit_ms` (3000): what takes longer is a hang. Reports under `sites`, by name: `is`, in words, what it came
+//! is missing at first, and lost when the process waits for it), `sites` (names or groups, separated by commas, with
+//! a minus those that are not; all), `limit_ms` (3000): what takes longer is a hang. Reports under `sites`, by name: `is`, in words, what it came
 //! to, and again when the page was back; and the parts of it. A task that computes shows that others go on (`useful_share`). `kinds`: how many
 //! different things it came to.
 
@@ -35,11 +36,12 @@ use site::Make;
 use watch::Watch;
 pub(super) use way::Way;
 
-const GROUPS: [(&str, &[(&str, Make)]); 7] = [
+const GROUPS: [(&str, &[(&str, Make)]); 8] = [
     ("user", &user::SITES),
     ("calls", &calls::SITES),
     ("futex", &futex::SITES),
     ("cache", &cache::SITES),
+    ("plain", &cache::PLAIN),
     ("exec", &exec::SITES),
     ("remote", &remote::SITES),
     ("memory", &memory::SITES),
@@ -80,20 +82,23 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     Ok(())
 }
 
-/// The sites that are asked for, in the table's order of groups.
+/// The sites that are asked for, in the table's order.
 fn named(list: &str) -> Result<Vec<(&'static str, Make)>> {
-    let mut found = Vec::new();
-    for word in list.split(',') {
-        let before = found.len();
-        for (group, sites) in GROUPS {
-            let wanted = |name: &str| [name, group, "all"].contains(&word);
-            found.extend(sites.iter().copied().filter(|(name, _)| wanted(name)));
-        }
-        if found.len() == before {
+    let sites = GROUPS.iter().flat_map(|(group, sites)| sites.iter().map(|site| (*group, *site)));
+    let is = |(group, (name, _)): &(&str, (&str, Make)), word: &str| {
+        [*name, *group, "all"].contains(&word)
+    };
+    for word in list.split(',').map(|word| word.trim_start_matches('-')) {
+        if !sites.clone().any(|site| is(&site, word)) {
             bail!("veapf.sites={word}: no such site");
         }
     }
-    Ok(found)
+    let (without, with): (Vec<&str>, Vec<&str>) =
+        list.split(',').partition(|word| word.starts_with('-'));
+    let wanted = |site: &(&'static str, (&'static str, Make))| {
+        with.iter().any(|word| is(site, word)) && !without.iter().any(|word| is(site, &word[1..]))
+    };
+    Ok(sites.filter(wanted).map(|(_, site)| site).collect())
 }
 
 #[cfg(test)]
@@ -105,11 +110,12 @@ mod tests {
         let all = named("all")?;
         assert_eq!(all.len(), GROUPS.iter().map(|(_, sites)| sites.len()).sum::<usize>());
         assert_eq!(named("user,write")?.len(), user::SITES.len() + 1);
+        assert_eq!(named("all,-plain,-read")?.len(), all.len() - cache::PLAIN.len() - 1);
         let mut names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all.len(), "two sites of one name");
-        assert!(named("user,nonsense").is_err());
+        assert!(named("user,nonsense").is_err() && named("all,-nonsense").is_err());
         Ok(())
     }
 }

@@ -107,7 +107,7 @@ fn who_waits_is_told() {
 #[test]
 fn a_new_pager_serves_what_the_dead_one_had_read() {
     let Some(lab) = lab() else { return };
-    lab.pager.policies.set(&[], PolicyArgs::fixed(300_000));
+    lab.pager.policies.set(&[], PolicyArgs::fixed(1_500_000));
     let before = lab.pager.state().faults;
     lab.pager.evict(&RUN, None).unwrap();
     std::thread::scope(|scope| {
@@ -115,7 +115,7 @@ fn a_new_pager_serves_what_the_dead_one_had_read() {
         lab.wait_for_request(before);
         lab.thread.stop().unwrap();
         lab.thread.stop().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(400));
+        std::thread::sleep(std::time::Duration::from_millis(1600));
         assert_eq!(lab.pager.state().pending, 1);
         assert!(!waiter.is_finished());
         lab.thread.start().unwrap();
