@@ -140,7 +140,10 @@ pub fn run(args: Args) -> Result<Outcome> {
     }
     let power_on = match args.reboots {
         0 => None,
-        _ => Some(PowerOn::save(&kvm, &vm, vcpus.iter().map(|vcpu| &vcpu.fd))?),
+        _ => {
+            let fds = vcpus.iter().map(|vcpu| &vcpu.fd);
+            Some(PowerOn::save(&vm, fds, vcpu_state::msr_list(&kvm)?)?)
+        }
     };
     if args.hold_fds {
         ram.keep_from_children()?;
