@@ -71,6 +71,13 @@ pub fn restart() {
     unsafe { libc::reboot(libc::RB_AUTOBOOT) };
 }
 
+/// Does nothing, for ever.
+pub fn stay() -> ! {
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(60));
+    }
+}
+
 /// Waits until the console has sent everything, then switches off.
 pub fn power_off() -> ! {
     for fd in [1, 2] {
@@ -84,7 +91,5 @@ pub fn power_off() -> ! {
         libc::reboot(libc::RB_POWER_OFF);
         libc::reboot(libc::RB_AUTOBOOT);
     }
-    loop {
-        std::thread::sleep(std::time::Duration::from_secs(1));
-    }
+    stay()
 }

@@ -28,7 +28,7 @@ usage: ve-apf-vmm --kernel FILE [options]
   --deadline-ms N       a page that is not there after N ms is lost to who waits for it: 1 to 3600000
   --fail-poison         a page whose memory is poisoned is lost to who touches it; without, KVM signals this process
   --serial-prefix TEXT  before every line of the guest's console
-  --snapshots N         from when the guest first declares memory: save all of the machine N times and go on from that (0)
+  --snapshots N         once the guest has had pages taken away: save the machine N times and go on from that (0)
   --snapshot-ms MIN-MAX random time before each (20-200)
   --snapshot-into HOW   same: in the same VM, at once; rollback: in the same VM, after it ran on for another such time;
                         fresh: in a new process, which has all memory missing at first (fresh)
@@ -202,7 +202,7 @@ impl Args {
             return Err("--kernel or --restore is needed; see --help".into());
         }
         if self.snapshots != 0 && self.bare {
-            return Err("--snapshots: not with --bare, which declares no memory".into());
+            return Err("--snapshots: not with --bare".into());
         }
         if self.snapshots != 0 && self.reboots != 0 {
             return Err("--snapshots: not with --reboots".into());

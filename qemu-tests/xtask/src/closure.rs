@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Makes the file system of an emulated NVDIMM.
+/// Makes the file system of a client's persistent memory.
 pub(crate) const MKE2FS: &str = "/sbin/mke2fs";
 
 /// Debian's QEMU, as the client that knows nothing of us.

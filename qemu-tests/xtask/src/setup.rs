@@ -40,7 +40,7 @@ const NEEDS: &[Need] = &[
     need("rust-web-src", RUST_SOURCE, "source of core, for the kernel's target"),
     need(tools::QEMU_PACKAGE, tools::QEMU, "the test machine, and a client in it"),
     need("seabios", "/usr/share/seabios/bios-256k.bin", "firmware of the test machine"),
-    need("e2fsprogs", closure::MKE2FS, "the file system of an NVDIMM"),
+    need("e2fsprogs", closure::MKE2FS, "the file system of a persistent memory"),
     // Bochs itself comes with it; of the displays that it could depend on, this is the smallest, and is not used.
     need("bochs-term", "bochs", "the test machine with VMX"),
     need("bochsbios", bochs::BIOS, "its firmware"),

@@ -1,6 +1,7 @@
 //! `/init` of L2: runs the workloads its kernel command line names, then tells the VMM to stop.
 //!
-//! `veapf.run=NAME[+NAME...]` and `veapf.KEY=VALUE`; each workload's documentation lists its keys.
+//! `veapf.run=NAME[+NAME...]` and `veapf.KEY=VALUE`; each workload's documentation lists its keys. With `veapf.stay=1` the
+//! machine stays on at the end, under a VMM that knows nothing of the test.
 
 use serde_json::json;
 use ve_apf_payload::device::Device;
@@ -31,6 +32,9 @@ fn main() {
         }
     };
     println!("l2-init: exit code {code}");
+    if options.text("stay", "0") == "1" {
+        system::stay();
+    }
     system::power_off();
 }
 

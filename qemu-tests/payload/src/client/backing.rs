@@ -1,4 +1,4 @@
-//! The file behind an emulated NVDIMM.
+//! The file behind L2's persistent memory.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,4 +1,4 @@
-//! L2 has an NVDIMM, which is a file in L1, with an ext4 -o dax on it. The part of the file that holds one of L2's files
+//! L2 has a virtio-pmem, which is a file in L1, with an ext4 -o dax on it. The part of the file that holds one of L2's files
 //! is cut off while L2 runs, and comes back later: once for a program that touches its mapping of the file, once
 //! for system calls.
 
@@ -15,6 +15,8 @@ use super::{conclude, kvm_stats};
 const IMAGE: &str = "/tmp/pmem.img";
 const MIB: u64 = 32;
 const SOCKET: &str = "/tmp/qmp-dax";
+/// KVM's counters, whose growth during a step is part of its record.
+const STATS: [&str; 2] = ["exits", "pf_taken"];
 
 /// Runs it; `append` says which kind of asynchronous page faults L2 has.
 pub fn run(append: &str) -> Result<()> {
@@ -22,10 +24,10 @@ pub fn run(append: &str) -> Result<()> {
     let append = format!("veapf.run=dax_file {append}");
     let object = format!("memory-backend-file,id=pmem,mem-path={IMAGE},size={MIB}M,share=on");
     let qmp = format!("unix:{SOCKET},server=on,wait=off");
-    let more = ["-object", &object, "-device", "nvdimm,memdev=pmem", "-qmp", &qmp];
+    let more = ["-object", &object, "-device", "virtio-pmem-pci,memdev=pmem", "-qmp", &qmp];
     let more = more.map(str::to_owned);
     let guest = Guest {
-        machine: "q35,nvdimm=on",
+        machine: "pc",
         memory: "192,slots=2,maxmem=1G",
         vcpus: 1,
         append: &append,
@@ -94,7 +96,7 @@ impl Vm {
     fn step(&mut self, command: &str, name: &str) -> Result<bool> {
         let verb = first_word(command);
         let pid = self.qemu.pid();
-        let (exits, began) = (kvm_stats::read(pid, "exits")?, Instant::now());
+        let (before, began) = (STATS.map(|name| kvm_stats::read(pid, name)), Instant::now());
         self.qemu.type_line(command)?;
         let end = began + Duration::from_secs(40);
         let (mut answer, alive) = loop {
@@ -109,7 +111,9 @@ impl Vm {
                 bail!("{command}: no answer, and the VM runs");
             }
         };
-        answer["exits"] = json!(kvm_stats::read(pid, "exits")? - exits);
+        for (name, before) in STATS.into_iter().zip(before) {
+            answer[name] = json!(kvm_stats::read(pid, name)? - before?);
+        }
         answer["total_ms"] = json!(u64::try_from(began.elapsed().as_millis())?);
         self.record.insert(name.to_owned(), answer);
         Ok(alive)

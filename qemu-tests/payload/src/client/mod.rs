@@ -2,7 +2,7 @@
 //!
 //! * [`swap`]: QEMU lives in a memory cgroup smaller than its guest, with a swap device.
 //! * [`postcopy`]: L2 moves from one QEMU to another while it runs, its memory after it.
-//! * [`dax`]: an emulated NVDIMM is a file, which is truncated while L2 uses what is on it.
+//! * [`dax`]: L2's persistent memory is a file, which is truncated while L2 uses what is on it.
 //! * [`refused`]: L2 cannot move, and stays where it is.
 //!
 //! In all but `dax` L2 runs the workload `walk`, which verifies every page it touches.

@@ -15,7 +15,8 @@ const MIGRATION: &str = "unix:/tmp/migration";
 /// Runs it.
 pub fn run(append: &str) -> Result<()> {
     let append = format!(
-        "veapf.run=walk veapf.mib=96 veapf.tasks=8 veapf.seconds=25 veapf.rescan=1 {append}"
+        // It stays until all of its memory has moved, or the source waits for a destination that is gone.
+        "veapf.run=walk veapf.mib=96 veapf.tasks=8 veapf.seconds=25 veapf.stay=1 {append}"
     );
     let start = |name: &str, more: &[&str]| -> Result<(Qemu, Qmp)> {
         let socket = format!("/tmp/qmp-{name}");

@@ -85,7 +85,10 @@ fn touch(context: &str, slice: &Slice, limit: Duration) -> Result<String> {
         }
     }
     if libc::WIFSIGNALED(status) {
-        return Ok(format!("killed by {}", libc::WTERMSIG(status)));
+        return Ok(match libc::WTERMSIG(status) {
+            libc::SIGSEGV => "killed by SIGSEGV".into(),
+            signal => format!("killed by {signal}"),
+        });
     }
     Ok(match libc::WEXITSTATUS(status) {
         0 => "all".into(),

@@ -66,7 +66,8 @@ pub(super) fn vcpus(
         Ok((_, End::Stopped(at))) => (Outcome::Timeout, ("timeout", at)),
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
             let at = stop_all(&tids, stop, &done_rx);
-            (Outcome::Timeout, ("timeout", json!({"after_s": limit.as_secs(), "vcpus": at})))
+            let after_s = limit.as_millis().div_ceil(1000) as u64;
+            (Outcome::Timeout, ("timeout", json!({"after_s": after_s, "vcpus": at})))
         }
     };
     reporter.print_value(record.0, record.1);

@@ -162,9 +162,9 @@ impl Pager {
         Ok(frames.len() as u64)
     }
 
-    /// Guest memory has been handed over.
-    pub fn is_registered(&self) -> bool {
-        lock(&self.state).registered
+    /// Pages were taken away, by now or before.
+    pub fn has_evicted(&self) -> bool {
+        lock(&self.state).counts.evicted > 0
     }
 
     /// A page is not missing.

@@ -75,7 +75,7 @@ impl Driver {
     /// When [`Driver::step`] wants to be called.
     pub fn due(&mut self) -> Option<Instant> {
         if self.next.is_none() && self.campaign.left() > 0 {
-            if !self.parts.pager.is_registered() {
+            if !self.parts.pager.has_evicted() {
                 return Some(Instant::now() + POLL);
             }
             self.next =

@@ -2,6 +2,8 @@
 //!
 //! Not among it: a nested guest's state. A guest that is itself a hypervisor cannot be saved while its guest runs.
 
+use std::arch::x86_64::__cpuid;
+
 use anyhow::{Context, Result, ensure};
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
@@ -69,7 +71,7 @@ impl VcpuState {
             kvm_bindings::CpuId::from_entries(&self.cpuid).context("too many CPUID leaves")?;
         fd.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
         self.load_frequency(fd)?;
-        fd.set_sregs(&self.sregs).context("KVM_SET_SREGS")?;
+        fd.set_sregs(&for_host(self.sregs)).context("KVM_SET_SREGS")?;
         // None without XSAVE, and then there is nothing to set either.
         if self.xcrs.nr_xcrs != 0 {
             fd.set_xcrs(&self.xcrs).context("KVM_SET_XCRS")?;
@@ -112,6 +114,19 @@ impl VcpuState {
     pub fn msr(&self, index: u32) -> Option<u64> {
         self.msrs.iter().find(|msr| msr.index == index).map(|msr| msr.data)
     }
+}
+
+/// QEMU's TCG lets a program use the ports that its TSS allows only if the TSS is not marked busy (`check_io()`), which on
+/// its CPUs TR never is. KVM says of every TR that it is.
+fn for_host(sregs: kvm_sregs) -> kvm_sregs {
+    const TCG: [u32; 3] = [0x5447_4354, 0x4354_4743, 0x4743_5447];
+    const BUSY: u8 = 2;
+    let leaf = __cpuid(0x4000_0000);
+    let mut sregs = sregs;
+    if [leaf.ebx, leaf.ecx, leaf.edx] == TCG {
+        sregs.tr.type_ &= !BUSY;
+    }
+    sregs
 }
 
 fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>> {

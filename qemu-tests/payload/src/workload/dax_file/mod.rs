@@ -7,8 +7,8 @@
 //! * `verify`: every word of the file, through the program's own mapping and by pread();
 //! * `end`.
 //!
-//! All the while two tasks go on, see [`bystander`]. Keys: `pmem` (/dev/pmem0), `pages` (64) of the file, `patience_ms`
-//! (3000) until a command is answered whether its task is done or not.
+//! All the while two tasks go on, see [`bystander`]. Keys: `pmem` (/dev/pmem0), `pages` (64) of each file, `patience_ms`
+//! (2000) until a command is answered whether its task is done or not.
 
 mod bystander;
 mod file;
@@ -30,22 +30,25 @@ use file::DaxFile;
 use task::{Action, Task};
 
 const DIR: &str = "/mnt";
-/// The bystander's.
-const KEPT_PAGES: usize = 32;
 
 /// `dax_file`.
 pub(super) fn run(options: &Options) -> Result<()> {
     let device = options.text("pmem", "/dev/pmem0");
-    let patience = Duration::from_millis(options.number("patience_ms", 3000)?);
+    let patience = Duration::from_millis(options.number("patience_ms", 2000)?);
     std::fs::create_dir_all(DIR)?;
     system::mount_device(device, DIR, "ext4", "dax").with_context(|| {
         let log = ["nfit", "pmem", "nd_", "EXT4"].map(dmesg::lines_with).concat();
         format!("mount {device}; kernel log: {log:?}")
     })?;
-    let kept = DaxFile::create(&format!("{DIR}/kept"), KEPT_PAGES)?;
-    let file = DaxFile::create(&format!("{DIR}/file"), options.count("pages", 64)?)?;
+    let pages = options.count("pages", 64)?;
+    let (a, b) = (
+        DaxFile::create(&format!("{DIR}/a"), pages)?,
+        DaxFile::create(&format!("{DIR}/b"), pages)?,
+    );
+    // The file is the one whose memory can be cut off without the other's.
+    let (kept, file) = if a.first_byte()? < b.first_byte()? { (a, b) } else { (b, a) };
     let cut = file.first_byte()?;
-    ensure!(kept.end_byte()? <= cut, "{DIR}/kept is not below {DIR}/file on {device}");
+    ensure!(kept.end_byte()? <= cut, "the two files are in each other's way on {device}");
     count_sigbus();
     let mut session = Session { bystanders: Bystanders::start(kept)?, file, patience, task: None };
     plan::print(&json!({"kind": "dax_file", "step": "ready", "cut": cut}));

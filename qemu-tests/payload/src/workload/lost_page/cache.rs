@@ -9,15 +9,21 @@ use super::site::{Acted, Make, Plan, differences, failed, result};
 use crate::sys::{PAGE, Pages};
 use crate::system;
 
-pub(super) const SITES: [(&str, Make); 8] = [
+pub(super) const SITES: [(&str, Make); 14] = [
     ("cache_read", || read("/tmp")),
     ("cache_write", || write("/tmp")),
     ("cache_map", || map("/tmp")),
+    ("cache_cow", || copy_on_write("/tmp")),
+    ("cache_truncate", || truncate("/tmp")),
     ("cache_splice", || splice("/tmp")),
+    ("cache_sendfile", || sendfile("/tmp")),
     ("ramfs_read", || read(ramfs()?)),
     ("ramfs_write", || write(ramfs()?)),
     ("ramfs_map", || map(ramfs()?)),
+    ("ramfs_cow", || copy_on_write(ramfs()?)),
+    ("ramfs_truncate", || truncate(ramfs()?)),
     ("ramfs_splice", || splice(ramfs()?)),
+    ("ramfs_sendfile", || sendfile(ramfs()?)),
 ];
 
 /// Pages of a file; the second is lost.
@@ -96,23 +102,68 @@ fn write(directory: &str) -> io::Result<Plan> {
     }))
 }
 
-/// The kernel maps the page without touching it; the program does.
-fn map(directory: &str) -> io::Result<Plan> {
-    let (fd, frame) = open(directory)?;
-    let len = COUNT * PAGE;
+/// The file mapped with these flags: the address of its second page.
+fn mapped(fd: i32, prot: i32, flags: i32) -> io::Result<usize> {
     // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-    let at =
-        unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, fd, 0) };
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), COUNT * PAGE, prot, flags, fd, 0) };
     if at == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    let page = at as usize + PAGE;
+    Ok(at as usize + PAGE)
+}
+
+/// The kernel maps the page without touching it; the program does.
+fn map(directory: &str) -> io::Result<Plan> {
+    let (fd, frame) = open(directory)?;
+    let page = mapped(fd, libc::PROT_READ, libc::MAP_SHARED)?;
     let mut plan = plan(fd, frame, &[], move || {
         // SAFETY: a byte of the mapping just made.
         let byte = unsafe { (page as *const u8).add(5).read_volatile() };
         if byte == content()[PAGE + 5] { Acted::All } else { Acted::Part }
     });
     plan.at = page;
+    Ok(plan)
+}
+
+/// A write to a private mapping, for which the kernel copies the page.
+fn copy_on_write(directory: &str) -> io::Result<Plan> {
+    let (fd, frame) = open(directory)?;
+    let page = mapped(fd, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)?;
+    let mut plan = plan(fd, frame, &[], move || {
+        // SAFETY: two bytes of the mapping just made, which nothing in Rust refers to.
+        let byte = unsafe {
+            (page as *mut u8).write_volatile(0xaa);
+            (page as *const u8).add(5).read_volatile()
+        };
+        if byte == content()[PAGE + 5] { Acted::All } else { Acted::Part }
+    });
+    plan.at = page;
+    Ok(plan)
+}
+
+/// The file ends within the page, whose rest the kernel fills with zeroes.
+fn truncate(directory: &str) -> io::Result<Plan> {
+    const LEFT: usize = PAGE / 2;
+    let (fd, frame) = open(directory)?;
+    let mut plan = plan(fd, frame, &[], move || {
+        // SAFETY: takes plain integers.
+        result(unsafe { libc::ftruncate(fd, (PAGE + LEFT) as libc::off_t) }.into(), 0)
+    });
+    plan.check = Box::new(move || {
+        // SAFETY: takes plain integers.
+        if unsafe { libc::ftruncate(fd, 2 * PAGE as libc::off_t) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut copy = vec![0; PAGE];
+        // SAFETY: `copy` has PAGE bytes.
+        let n = unsafe { libc::pread(fd, copy.as_mut_ptr().cast(), PAGE, PAGE as libc::off_t) };
+        if n != PAGE as isize {
+            return Err(io::Error::last_os_error());
+        }
+        let mut expected = content()[PAGE..2 * PAGE].to_vec();
+        expected[LEFT..].fill(0);
+        Ok(differences(&copy, &expected))
+    });
     Ok(plan)
 }
 
@@ -133,4 +184,25 @@ fn splice(directory: &str) -> io::Result<Plan> {
         let n = unsafe { libc::read(reader.as_raw_fd(), copy.as_mut_ptr().cast(), PAGE) };
         result(n as i64, PAGE)
     }))
+}
+
+/// The kernel copies the page into another file, with nothing of the program's in between.
+fn sendfile(directory: &str) -> io::Result<Plan> {
+    let (fd, frame) = open(directory)?;
+    let path = format!("{directory}/sent{}", std::process::id());
+    let to = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+    let copied = to.try_clone()?;
+    let mut plan = plan(fd, frame, &[], move || {
+        let mut at = PAGE as libc::off64_t;
+        // SAFETY: takes plain integers.
+        unsafe { libc::lseek(to.as_raw_fd(), 0, libc::SEEK_SET) };
+        // SAFETY: `at` lives through the call.
+        result(unsafe { libc::sendfile(to.as_raw_fd(), fd, &mut at, PAGE) } as i64, PAGE)
+    });
+    plan.check = Box::new(move || {
+        let mut copy = vec![0; PAGE];
+        copied.read_exact_at(&mut copy, 0)?;
+        Ok(differences(&copy, &content()[PAGE..2 * PAGE]))
+    });
+    Ok(plan)
 }

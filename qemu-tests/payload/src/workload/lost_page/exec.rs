@@ -116,7 +116,7 @@ fn exec_argv() -> io::Result<Plan> {
     Ok(page.plan(0, 1, move || run(&path, at.cast())))
 }
 
-/// A process with three pages dumps core; of the lost one the file has nothing, of the others everything.
+/// A process with three pages dumps core; of the lost one the file has nothing, of those before it everything.
 fn core_dump() -> io::Result<Plan> {
     const CORE: &str = "/tmp/core";
     fs::write("/proc/sys/kernel/core_pattern", CORE)?;
@@ -153,7 +153,9 @@ fn core_dump() -> io::Result<Plan> {
         match [has(0), has(1), has(2)] {
             [true, true, true] => Acted::All,
             [true, false, true] => Acted::Part,
-            _ => Acted::Failed(libc::ENODATA),
+            // It ends there.
+            [true, false, false] => Acted::Failed(libc::ENODATA),
+            _ => Acted::Failed(libc::ENOENT),
         }
     }))
 }

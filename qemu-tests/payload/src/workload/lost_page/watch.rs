@@ -139,7 +139,9 @@ fn first(shared: &Shared, over: bool, status: Option<i32>) -> Value {
         _ => {
             let status = status.unwrap_or(0);
             let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
-            let is = signal.map_or("exit".to_owned(), |signal| format!("killed by {signal}"));
+            let is = signal.map_or("exit".to_owned(), |signal| {
+                format!("killed by {}", signal_name(signal, 0))
+            });
             json!({"outcome": "killed", "signal": signal, "is": is})
         }
     }
@@ -165,6 +167,7 @@ fn signal_name(signal: i32, code: i32) -> String {
     match (signal, code) {
         (libc::SIGBUS, libc::BUS_ADRERR) => "SIGBUS BUS_ADRERR".into(),
         (libc::SIGBUS, libc::BUS_MCEERR_AR) => "SIGBUS BUS_MCEERR_AR".into(),
+        (libc::SIGBUS, 0) => "SIGBUS".into(),
         (libc::SIGBUS, code) => format!("SIGBUS {code}"),
         (libc::SIGSEGV, _) => "SIGSEGV".into(),
         (signal, _) => format!("signal {signal}"),
@@ -176,7 +179,11 @@ fn errno_name(errno: i32) -> String {
         libc::EFAULT => "EFAULT".into(),
         libc::EIO => "EIO".into(),
         libc::EHWPOISON => "EHWPOISON".into(),
+        libc::ENODATA => "ENODATA".into(),
         libc::ENOEXEC => "ENOEXEC".into(),
+        libc::ENOSYS => "ENOSYS".into(),
+        // A process that this one started, and waited for.
+        status if status > 128 => format!("killed by {}", signal_name(status - 128, 0)),
         errno => format!("errno {errno}"),
     }
 }
