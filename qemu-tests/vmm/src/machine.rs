@@ -1,11 +1,8 @@
 //! Builds the machine, runs it, and says how it ended.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Barrier};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kvm_bindings::{
@@ -13,7 +10,7 @@ use kvm_bindings::{
     KVM_X86_DISABLE_EXITS_HLT, kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use serde_json::{Value, json};
+use serde_json::json;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::args::{Args, Leave};
@@ -30,8 +27,12 @@ use crate::snapshot::file::SnapshotFile;
 use crate::snapshot::{Shape, gate, vcpu as vcpu_state};
 use crate::stats::Stats;
 use crate::testdev::TestDevice;
-use crate::vcpu::{End, VcpuThread, set_boot_state};
+use crate::vcpu::{VcpuThread, set_boot_state};
 use crate::{acpi, bare, boot, cpuid, end, serial, sigbus, sys, vm_cap};
+
+mod running;
+
+use running::Run;
 
 /// How the machine ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +140,10 @@ pub fn run(args: Args) -> Result<Outcome> {
     }
     let power_on = match args.reboots {
         0 => None,
-        _ => Some(PowerOn::save(&kvm, &vm, vcpus.iter().map(|vcpu| &vcpu.fd))?),
+        _ => {
+            let fds = vcpus.iter().map(|vcpu| &vcpu.fd);
+            Some(PowerOn::save(&vm, fds, vcpu_state::msr_list(&kvm)?)?)
+        }
     };
     if args.hold_fds {
         ram.keep_from_children()?;
@@ -175,7 +179,7 @@ pub fn run(args: Args) -> Result<Outcome> {
         let power_on = power_on.as_ref().filter(|_| again.number < args.reboots);
         let limit = Duration::from_nanos(ends_ns.saturating_sub(sys::now_ns()));
         let may_reset = power_on.is_some();
-        let run = run_vcpus(vcpus, &stop, &reporter, limit, may_reset, &mut snapshots)?;
+        let run = running::vcpus(vcpus, &stop, &reporter, limit, may_reset, &mut snapshots)?;
         vcpus = match run {
             Run::Ended(outcome) => break outcome,
             Run::Reset(back) => back,
@@ -252,85 +256,6 @@ fn report_sigbus(reporter: &Reporter, ram: &Ram) {
     }
 }
 
-/// How a run ended.
-enum Run {
-    /// For good.
-    Ended(Outcome),
-    /// In a reset, with no vCPU running.
-    Reset(Vec<VcpuThread>),
-}
-
-fn run_vcpus(
-    vcpus: Vec<VcpuThread>,
-    stop: &AtomicBool,
-    reporter: &Reporter,
-    limit: Duration,
-    may_reset: bool,
-    snapshots: &mut Driver,
-) -> Result<Run> {
-    let started = Arc::new(Barrier::new(vcpus.len()));
-    let (tid_tx, tid_rx) = channel();
-    let (done_tx, done_rx) = channel();
-    let count = vcpus.len();
-    let mut threads = Vec::new();
-    for mut vcpu in vcpus {
-        let (started, tids, done) = (started.clone(), tid_tx.clone(), done_tx.clone());
-        let name = format!("vcpu{}", vcpu.id);
-        let body = move || {
-            vcpu.run(&started, &tids, &done);
-            vcpu
-        };
-        let thread = thread::Builder::new().name(name).spawn(body);
-        threads.push(thread.context("cannot start a vCPU thread")?);
-    }
-    let mut tids: BTreeMap<u8, i32> = tid_rx.iter().take(count).collect();
-    let (outcome, record) = match wait(&done_rx, limit, snapshots, &tids)? {
-        Ok((_, End::Guest(code))) => return Ok(Run::Ended(Outcome::Guest(code))),
-        Ok((id, End::Reset)) if may_reset => {
-            tids.remove(&id);
-            let at = stop_all(&tids, stop, &done_rx);
-            anyhow::ensure!(at.iter().all(|at| at["stuck"].is_null()), "reset: {at:?}");
-            // A panic ends the process, so joining does not fail.
-            return Ok(Run::Reset(threads.into_iter().flat_map(|thread| thread.join()).collect()));
-        }
-        Ok((_, End::Internal(what))) => (Outcome::InternalError, ("internal_error", what)),
-        Ok((_, End::MemoryFault(what))) => (Outcome::MemoryFault, ("memory_fault", what)),
-        Ok((_, End::Poison(at))) => (Outcome::Poison, ("poison", at)),
-        Ok((id, End::Shutdown)) => (Outcome::Shutdown, ("shutdown", json!({"vcpu": id}))),
-        Ok((id, End::Reset)) => (Outcome::Reset, ("reset", json!({"vcpu": id}))),
-        Ok((_, End::Stopped(at))) => (Outcome::Timeout, ("timeout", at)),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-            let at = stop_all(&tids, stop, &done_rx);
-            (
-                Outcome::Timeout,
-                (
-                    "timeout",
-                    json!({"after_s": limit.as_millis().div_ceil(1000) as u64, "vcpus": at}),
-                ),
-            )
-        }
-    };
-    reporter.print_value(record.0, record.1);
-    Ok(Run::Ended(outcome))
-}
-
-/// Waits for a vCPU's end, and takes snapshots meanwhile.
-fn wait(
-    done: &Receiver<(u8, End)>,
-    limit: Duration,
-    snapshots: &mut Driver,
-    tids: &BTreeMap<u8, i32>,
-) -> Result<Result<(u8, End), RecvTimeoutError>> {
-    let end = Instant::now() + limit;
-    loop {
-        let until = snapshots.due().map_or(end, |next| next.min(end));
-        match done.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Err(RecvTimeoutError::Timeout) if Instant::now() < end => snapshots.step(tids)?,
-            other => return Ok(other),
-        }
-    }
-}
-
 /// What the command line asks for; says how to have the same again.
 fn new_campaign(args: &Args) -> Campaign {
     let ends_ns = sys::now_ns().saturating_add(args.timeout_s.saturating_mul(1_000_000_000));
@@ -340,28 +265,4 @@ fn new_campaign(args: &Args) -> Campaign {
         println!("ve-apf-vmm: {count} snapshots into {}, --snapshot-seed {seed}", into.name());
     }
     Campaign::new(into, count, args.snapshot_ms, seed, ends_ns)
-}
-
-/// Takes all vCPUs out of the guest and collects where they were. One that waits for a page may not come.
-fn stop_all(tids: &BTreeMap<u8, i32>, stop: &AtomicBool, done: &Receiver<(u8, End)>) -> Vec<Value> {
-    stop.store(true, Ordering::Release);
-    let give_up = Instant::now() + Duration::from_secs(2);
-    let mut at = BTreeMap::new();
-    while at.len() < tids.len() && Instant::now() < give_up {
-        // Again and again: a signal just before KVM_RUN is lost.
-        for tid in tids.iter().filter(|(id, _)| !at.contains_key(*id)).map(|(_, tid)| *tid) {
-            sys::kick(tid);
-        }
-        if let Ok((id, end)) = done.recv_timeout(Duration::from_millis(20)) {
-            let place = match end {
-                End::Stopped(place) => place,
-                other => json!({"vcpu": id, "ended": format!("{other:?}")}),
-            };
-            at.insert(id, place);
-        }
-    }
-    for id in tids.keys() {
-        at.entry(*id).or_insert_with(|| json!({"vcpu": id, "stuck": true}));
-    }
-    at.into_values().collect()
 }
