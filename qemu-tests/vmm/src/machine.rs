@@ -22,7 +22,7 @@ use crate::counters::Counters;
 use crate::memory::Ram;
 use crate::pager::Pager;
 use crate::report::Reporter;
-use crate::snapshot::campaign::Campaign;
+use crate::snapshot::campaign::{Campaign, Times};
 use crate::snapshot::driver::{Driver, Parts};
 use crate::snapshot::file::SnapshotFile;
 use crate::snapshot::{Shape, gate, vcpu as vcpu_state};
@@ -267,7 +267,8 @@ fn new_campaign(args: &Args) -> Campaign {
     if count != 0 {
         println!("ve-apf-vmm: {count} snapshots into {}, --snapshot-seed {seed}", into.name());
     }
-    Campaign::new(into, count, args.snapshot_ms, seed, ends_ns)
+    let times = Times { interval_ms: args.snapshot_ms, early: args.snapshot_early };
+    Campaign::new(into, count, times, seed, ends_ns)
 }
 
 /// Takes all vCPUs out of the guest and collects where they were. One that waits for a page may not come.
