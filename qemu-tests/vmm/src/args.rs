@@ -30,6 +30,8 @@ usage: ve-apf-vmm --kernel FILE [options]
   --serial-prefix TEXT  before every line of the guest's console
   --snapshots N         once the guest has had pages taken away: save the machine N times and go on from that (0)
   --snapshot-ms MIN-MAX random time before each (20-200)
+  --snapshot-early PCT  of so many per cent the time starts at once after the restore, of the others when a page has
+                        come that the guest had taken away: its workload goes on (0)
   --snapshot-into HOW   same: in the same VM, at once; rollback: in the same VM, after it ran on for another such time;
                         fresh: in a new process, which has all memory missing at first (fresh)
   --snapshot-seed N     of the random times
@@ -83,6 +85,8 @@ pub struct Args {
     pub snapshots: u32,
     /// Milliseconds before each.
     pub snapshot_ms: (u32, u32),
+    /// Per cent that start at once.
+    pub snapshot_early: u32,
     /// Where the machine goes on.
     pub snapshot_into: Into,
     /// Of the random times.
@@ -159,6 +163,7 @@ impl Args {
                 .opt_value_from_fn("--snapshot-ms", range)
                 .map_err(text)?
                 .unwrap_or((20, 200)),
+            snapshot_early: p.opt_value_from_str("--snapshot-early").map_err(text)?.unwrap_or(0),
             snapshot_into: p
                 .opt_value_from_fn("--snapshot-into", into)
                 .map_err(text)?
@@ -200,6 +205,9 @@ impl Args {
         let kernel = Some(&self.kernel).filter(|_| self.restore.is_none());
         if kernel.is_some_and(|path| path.as_os_str().is_empty()) {
             return Err("--kernel or --restore is needed; see --help".into());
+        }
+        if self.snapshot_early > 100 {
+            return Err(format!("--snapshot-early {}: must be 0 to 100", self.snapshot_early));
         }
         if self.snapshots != 0 && self.bare {
             return Err("--snapshots: not with --bare".into());
@@ -275,6 +283,7 @@ mod tests {
             &["--kernel", "Cargo.toml", "--snapshots", "x"],
             &["--kernel", "Cargo.toml", "--snapshots", "1", "--bare"],
             &["--kernel", "Cargo.toml", "--snapshot-ms", "9-1"],
+            &["--kernel", "Cargo.toml", "--snapshot-early", "101"],
             &["--kernel", "Cargo.toml", "--snapshot-into", "nowhere"],
         ] {
             let error = parse(words).unwrap_err();

@@ -21,7 +21,7 @@ use crate::memory::Ram;
 use crate::pager::{Pager, PagerThread};
 use crate::report::Reporter;
 use crate::reset::PowerOn;
-use crate::snapshot::campaign::Campaign;
+use crate::snapshot::campaign::{Campaign, Times};
 use crate::snapshot::driver::{Driver, Parts};
 use crate::snapshot::file::SnapshotFile;
 use crate::snapshot::{Shape, gate, vcpu as vcpu_state};
@@ -264,5 +264,6 @@ fn new_campaign(args: &Args) -> Campaign {
     if count != 0 {
         println!("ve-apf-vmm: {count} snapshots into {}, --snapshot-seed {seed}", into.name());
     }
-    Campaign::new(into, count, args.snapshot_ms, seed, ends_ns)
+    let times = Times { interval_ms: args.snapshot_ms, early: args.snapshot_early };
+    Campaign::new(into, count, times, seed, ends_ns)
 }

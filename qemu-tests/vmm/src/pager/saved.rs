@@ -1,9 +1,15 @@
 //! The pager's part of a snapshot.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use ve_apf_testdev::{PAGE_SIZE, Run, push_run};
 
+use super::content::Content;
 use super::policy::SavedPolicies;
+use super::{Pager, State};
+use crate::counters::lock;
 use crate::snapshot::memory::Pages;
 
 /// Which pages the guest had evicted, and when they are delivered. What was asked for is not saved: it is asked for again.
@@ -61,7 +67,7 @@ impl Lazy {
     }
 
     /// Takes it out, if it does.
-    pub(super) fn take(&mut self, gfn: u64) -> anyhow::Result<Option<Box<[u8; PAGE_SIZE]>>> {
+    pub(super) fn take(&mut self, gfn: u64) -> Result<Option<Box<[u8; PAGE_SIZE]>>> {
         if !self.forget(gfn) {
             return Ok(None);
         }
@@ -72,5 +78,87 @@ impl Lazy {
     pub(super) fn forget(&mut self, gfn: u64) -> bool {
         let left = usize::try_from(gfn).ok().and_then(|at| self.left.get_mut(at));
         left.is_some_and(std::mem::take)
+    }
+}
+
+impl State {
+    pub(super) fn is_present(&self, gfn: u64) -> bool {
+        let lazy = self.lazy.as_ref().is_some_and(|lazy| lazy.has(gfn));
+        !lazy && !self.missing.contains_key(&gfn)
+    }
+
+    pub(super) fn take_lazy(&mut self, gfn: u64) -> Result<Option<Box<[u8; PAGE_SIZE]>>> {
+        self.lazy.as_mut().map_or(Ok(None), |lazy| lazy.take(gfn))
+    }
+}
+
+impl Pager {
+    /// Pages were taken away, by now or before.
+    pub fn has_evicted(&self) -> bool {
+        lock(&self.state).counts.evicted > 0
+    }
+
+    /// A page is not missing.
+    pub fn is_present(&self, gfn: u64) -> bool {
+        lock(&self.state).is_present(gfn)
+    }
+
+    /// Writes all memory that is present to `pages`, and returns the rest. The guest must have stopped.
+    pub fn save(&self, pages: &Pages) -> Result<Saved> {
+        let state = lock(&self.state);
+        anyhow::ensure!(state.losses.is_empty(), "lost pages cannot be saved");
+        let frames = 0..self.ram.host_range().1 / 4096;
+        for word in run_words(frames.filter(|gfn| state.is_present(*gfn))) {
+            pages.save(&self.ram, Run::from_word(word).frames())?;
+        }
+        let mut patterns: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+        let mut kept = BTreeSet::new();
+        for (gfn, content) in &state.missing {
+            match content {
+                Content::Pattern(round) => {
+                    patterns.entry(*round).or_default().insert(*gfn);
+                }
+                Content::Saved(bytes) => {
+                    pages.put(*gfn, bytes)?;
+                    kept.insert(*gfn);
+                }
+            }
+        }
+        let of_round = |(round, frames): (u64, BTreeSet<u64>)| {
+            run_words(frames.into_iter()).into_iter().map(move |word| (word, round))
+        };
+        Ok(Saved {
+            patterns: patterns.into_iter().flat_map(of_round).collect(),
+            kept: run_words(kept.into_iter()),
+            policies: self.policies.save(),
+            counts: state.counts.clone(),
+        })
+    }
+
+    /// Takes all memory away; it comes back as it was saved. The guest must have stopped. Others may wait for pages: they
+    /// ask again.
+    pub fn load(&self, saved: &Saved, pages: Pages) -> Result<()> {
+        let (start, len) = self.ram.host_range();
+        let mut state = lock(&self.state);
+        self.policies.load(&saved.policies)?;
+        state.counts = saved.counts.clone();
+        state.log.clear();
+        state.schedule.clear();
+        state.missing.clear();
+        for (word, round) in &saved.patterns {
+            let frames = Run::from_word(*word).frames();
+            state.missing.extend(frames.map(|gfn| (gfn, Content::Pattern(*round))));
+        }
+        for gfn in saved.kept.iter().flat_map(|word| Run::from_word(*word).frames()) {
+            state.missing.insert(gfn, Content::Saved(pages.get(gfn)?));
+        }
+        let left = (0..len / 4096).map(|gfn| !state.missing.contains_key(&gfn)).collect();
+        state.lazy = Some(Lazy::new(pages, left));
+        if !state.registered {
+            self.uffd.register(start, len).context("cannot register guest memory")?;
+            state.registered = true;
+        }
+        self.ram.drop_frames(0, len / 4096)?;
+        self.uffd.wake(start, len).context("cannot wake who waits for a page")
     }
 }

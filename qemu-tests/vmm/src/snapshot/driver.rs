@@ -43,6 +43,8 @@ pub struct Driver {
     /// Made for the first snapshot, or what this process started from.
     file: Option<SnapshotFile>,
     next: Option<Next>,
+    /// Evicted pages that had come at the last restore: the workload goes on when there is one more.
+    waits_for: Option<u64>,
 }
 
 struct Next {
@@ -67,7 +69,12 @@ impl Driver {
         campaign: Campaign,
         file: Option<SnapshotFile>,
     ) -> Driver {
-        let driver = Driver { parts, shape, keeper, campaign, file, next: None };
+        let restored = campaign.restored() > 0;
+        let mut driver =
+            Driver { parts, shape, keeper, campaign, file, next: None, waits_for: None };
+        if restored {
+            driver.wait_for_workload();
+        }
         driver.tell_guest();
         driver
     }
@@ -75,7 +82,9 @@ impl Driver {
     /// When [`Driver::step`] wants to be called.
     pub fn due(&mut self) -> Option<Instant> {
         if self.next.is_none() && self.campaign.left() > 0 {
-            if !self.parts.pager.has_evicted() {
+            let pager = &self.parts.pager;
+            let idle = self.waits_for.is_some_and(|seen| pager.state().delivered <= seen);
+            if idle || !pager.has_evicted() {
                 return Some(Instant::now() + POLL);
             }
             self.next =
@@ -155,8 +164,14 @@ impl Driver {
         Ok(())
     }
 
+    fn wait_for_workload(&mut self) {
+        let delivered = self.parts.pager.state().delivered;
+        self.waits_for = (!self.campaign.is_early()).then_some(delivered);
+    }
+
     fn restored(&mut self) {
         self.campaign.count_restored();
+        self.wait_for_workload();
         self.tell_guest();
     }
 
