@@ -128,10 +128,8 @@ impl<'a> ModelRing<'a> {
                 let tried = self.mapped.get().and_then(|(at, how)| (at == gfn).then_some(how));
                 let known = model.known_failed.filter(|(of, _)| *of == usage).map(|(_, why)| why);
                 let expired = known == Some(VE_APF_CAUSE_DEADLINE);
-                let stays = match frame {
-                    Frame::Gone => known.is_some(),
-                    _ => expired && tried == Some(Mapping::NotNow),
-                };
+                let expired = expired && tried == Some(Mapping::NotNow);
+                let stays = if frame == Frame::Gone { known.is_some() } else { expired };
                 if to == SlotState::RESOLVED {
                     if !sweeping && !matches!(tried, Some(Mapping::Mapped | Mapping::NotNow)) {
                         self.violate(format!("slot {}: RESOLVED, not mapped", slot.get()));
@@ -142,9 +140,7 @@ impl<'a> ModelRing<'a> {
                     if !disturbed && frame != Frame::Mapped {
                         self.violate(format!("slot {}: RESOLVED without the page", slot.get()));
                     }
-                } else if !matches!(tried, Some(Mapping::Failed(_)))
-                    && !(expired && tried == Some(Mapping::NotNow))
-                {
+                } else if !(expired || matches!(tried, Some(Mapping::Failed(_)))) {
                     self.violate(format!("slot {}: FAIL, not tried again", slot.get()));
                 }
                 same
