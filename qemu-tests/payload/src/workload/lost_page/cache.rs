@@ -21,14 +21,16 @@ pub(super) const SITES: [(&str, Make); 9] = [
     ("ramfs_splice", || splice(ramfs()?)),
 ];
 
-/// Where the kernel copies or clears page cache for nobody's buffer, or tries again whatever becomes of the page.
-pub(super) const PLAIN: [(&str, Make); 5] = [
+/// Where the kernel copies page cache for nobody's buffer, or tries again whatever becomes of the page.
+pub(super) const PLAIN: [(&str, Make); 3] = [
     ("cache_sendfile", || sendfile("/tmp")),
-    ("cache_truncate", || truncate("/tmp")),
     ("ramfs_write", || write(ramfs()?)),
     ("ramfs_sendfile", || sendfile(ramfs()?)),
-    ("ramfs_truncate", || truncate(ramfs()?)),
 ];
+
+/// Where the kernel clears a part of a page.
+pub(super) const CUT: [(&str, Make); 2] =
+    [("cache_truncate", || truncate("/tmp")), ("ramfs_truncate", || truncate(ramfs()?))];
 
 /// Pages of a file; the second is lost.
 const COUNT: usize = 3;

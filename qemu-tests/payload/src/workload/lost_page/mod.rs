@@ -36,12 +36,13 @@ use site::Make;
 use watch::Watch;
 pub(super) use way::Way;
 
-const GROUPS: [(&str, &[(&str, Make)]); 8] = [
+const GROUPS: [(&str, &[(&str, Make)]); 9] = [
     ("user", &user::SITES),
     ("calls", &calls::SITES),
     ("futex", &futex::SITES),
     ("cache", &cache::SITES),
     ("plain", &cache::PLAIN),
+    ("cut", &cache::CUT),
     ("exec", &exec::SITES),
     ("remote", &remote::SITES),
     ("memory", &memory::SITES),
@@ -110,7 +111,7 @@ mod tests {
         let all = named("all")?;
         assert_eq!(all.len(), GROUPS.iter().map(|(_, sites)| sites.len()).sum::<usize>());
         assert_eq!(named("user,write")?.len(), user::SITES.len() + 1);
-        assert_eq!(named("all,-plain,-read")?.len(), all.len() - cache::PLAIN.len() - 1);
+        assert_eq!(named("all,-cut,-read")?.len(), all.len() - cache::CUT.len() - 1);
         let mut names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
         names.sort_unstable();
         names.dedup();
