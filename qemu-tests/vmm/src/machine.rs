@@ -228,6 +228,8 @@ fn run_vcpus(
         Ok((id, End::Reset)) => (Outcome::Reset, ("reset", json!({"vcpu": id}))),
         Ok((_, End::Stopped(at))) => (Outcome::Timeout, ("timeout", at)),
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+            let threads = sys::threads();
+            reporter.print_value("hung", json!({"threads": threads, "pager": snapshots.pager()}));
             let at = stop_all(&tids, stop, &done_rx);
             (
                 Outcome::Timeout,
