@@ -60,6 +60,21 @@ pub fn close_on_exec(fd: &impl AsRawFd) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Where each thread of this process is: name, state, and the kernel's stack if there is one.
+pub fn threads() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let of = |task: &std::fs::DirEntry, file: &str| {
+        std::fs::read_to_string(task.path().join(file)).unwrap_or_default()
+    };
+    let text = |task| {
+        let (stat, stack) = (of(&task, "stat"), of(&task, "stack"));
+        let name: Vec<&str> = stat.split_whitespace().take(3).collect();
+        let calls: Vec<&str> = stack.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+        format!("{} {}", name.join(" "), calls.join(" "))
+    };
+    tasks.map(text).collect()
+}
+
 /// Makes SIGUSR1 interrupt system calls and do nothing else: it takes a vCPU thread out of KVM_RUN.
 pub fn install_kick_signal() -> vmm_sys_util::errno::Result<()> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}

@@ -65,6 +65,8 @@ pub(super) fn vcpus(
         Ok((id, End::Reset)) => (Outcome::Reset, ("reset", json!({"vcpu": id}))),
         Ok((_, End::Stopped(at))) => (Outcome::Timeout, ("timeout", at)),
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+            let threads = sys::threads();
+            reporter.print_value("hung", json!({"threads": threads, "pager": snapshots.pager()}));
             let at = stop_all(&tids, stop, &done_rx);
             let after_s = limit.as_millis().div_ceil(1000) as u64;
             (Outcome::Timeout, ("timeout", json!({"after_s": after_s, "vcpus": at})))

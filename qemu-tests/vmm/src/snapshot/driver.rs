@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kvm_ioctls::VmFd;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::campaign::{Campaign, Into};
 use super::file::SnapshotFile;
@@ -108,6 +108,13 @@ impl Driver {
         }
         self.keeper.resume();
         Ok(())
+    }
+
+    /// Requests, deliveries and pages, for who asks why a guest hangs.
+    pub fn pager(&self) -> Value {
+        let pager = &self.parts.pager;
+        let state = pager.state();
+        json!({"pending": state.pending, "missing": state.missing, "counts": pager.values()})
     }
 
     /// For the record at the end, if there was something to do.
