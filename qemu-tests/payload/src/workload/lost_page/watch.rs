@@ -103,7 +103,7 @@ pub(super) fn site(watch: &Watch<'_>, make: Make) -> Result<Found> {
     value["again"] = json!(again);
     value["ms"] = json!(ms);
     let wrong_bytes = shared.wrong_bytes.load(SeqCst);
-    Ok(Found { value, stuck: !over || !died, wrong_bytes })
+    Ok(Found { value, stuck: !over || !ended || !died, wrong_bytes })
 }
 
 /// What the access came to while the page was lost.
