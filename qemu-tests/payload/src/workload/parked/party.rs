@@ -10,6 +10,9 @@ use crate::arena::Slice;
 use crate::device::Device;
 use crate::process::{self, Status};
 
+/// Time for the host to tell of the pages of the round before.
+const SETTLE: Duration = Duration::from_millis(400);
+
 /// The children, and what is known of them.
 pub(super) struct Party<'a> {
     device: &'a Device,
@@ -58,6 +61,9 @@ impl<'a> Party<'a> {
     }
 
     fn take_away(&self) -> Result<()> {
+        // A killed task's slot is free when the host has told of its page, which nobody here sees. A fault that finds no free
+        // slot stops the CPU until its page is there, and these never come by themselves.
+        std::thread::sleep(SETTLE);
         if self.outstanding > 0 {
             self.device.evict(&self.slice.frames()[..self.outstanding], self.round)?;
         }
