@@ -157,8 +157,15 @@ fn disturb() -> Vec<Scenario> {
             vcpus: 1,
             tasks: one_each(),
             budget: Budget { deadlines: 1, ..NONE },
-            reaches: vec![Reach::Parked, Reach::Failed, Reach::Joined],
+            reaches: vec![Reach::Parked, Reach::Failed],
             ..base("deadline")
+        },
+        Scenario {
+            vcpus: 1,
+            tasks: vec![task(0, &[touch(0, User)]), task(0, &[touch(0, User)])],
+            budget: Budget { deadlines: 1, ..NONE },
+            reaches: vec![Reach::Failed, Reach::Joined],
+            ..base("deadline-joined")
         },
         Scenario {
             tasks: vec![task(0, &[touch(0, User)]), task(0, &[touch(0, ATOMIC)])],
@@ -167,7 +174,8 @@ fn disturb() -> Vec<Scenario> {
             ..base("deadline-suspended")
         },
         Scenario {
-            tasks: vec![task(0, &[touch(0, User)]), task(1, &[touch(0, User)])],
+            vcpus: 1,
+            tasks: vec![task(0, &[touch(0, User)]), task(0, &[touch(0, User)])],
             budget: Budget { moves: 1, ..NONE },
             ..base("moved")
         },

@@ -47,6 +47,7 @@ scenarios! {
     late_interrupt: "late-interrupt",
     nested: "nested",
     deadline: "deadline",
+    deadline_joined: "deadline-joined",
     deadline_suspended: "deadline-suspended",
     moved: "moved",
     moved_gone: "moved-gone",

@@ -98,7 +98,7 @@ impl Vm {
         let pid = self.qemu.pid();
         let (before, began) = (STATS.map(|name| kvm_stats::read(pid, name)), Instant::now());
         self.qemu.type_line(command)?;
-        let end = began + Duration::from_secs(40);
+        let end = began + Duration::from_secs(90);
         let (mut answer, alive) = loop {
             if let Some(answer) = self.qemu.poll_for("step", verb, Duration::from_millis(200))? {
                 break (answer, true);
