@@ -2,12 +2,11 @@
 
 use anyhow::Result;
 use kvm_ioctls::{VcpuFd, VmFd};
+use ve_apf_abi::msr::VE_APF_MSR_EN;
 
 use crate::snapshot::vcpu::VcpuState;
 use crate::snapshot::vm::VmState;
 
-/// MSR_KVM_ASYNC_PF_EN: where the fault ring is.
-pub const EN: u32 = 0x4b56_4d02;
 /// IA32_TIME_STAMP_COUNTER and IA32_TSC_ADJUST: time goes on through a reset.
 const TIME: [u32; 2] = [0x10, 0x3b];
 
@@ -30,14 +29,14 @@ impl PowerOn {
         Ok(PowerOn { vm: VmState::save(vm)?, vcpus, msrs })
     }
 
-    /// Resets it; no vCPU runs. Returns what [`EN`] was.
+    /// Resets it; no vCPU runs. Returns what [`VE_APF_MSR_EN`] was.
     pub fn restore<'a>(
         &self,
         vm: &VmFd,
         vcpus: impl Iterator<Item = &'a VcpuFd>,
     ) -> Result<Vec<Option<u64>>> {
         let one = |(state, fd): (&VcpuState, &VcpuFd)| {
-            let en = VcpuState::save(fd, &self.msrs)?.msr(EN);
+            let en = VcpuState::save(fd, &self.msrs)?.msr(VE_APF_MSR_EN);
             state.load(fd).map(|()| en)
         };
         let en = self.vcpus.iter().zip(vcpus).map(one).collect::<Result<_>>()?;

@@ -10,6 +10,7 @@
 mod backing;
 pub mod dax;
 mod kvm_stats;
+mod migration;
 pub mod postcopy;
 pub mod qemu;
 pub mod qmp;

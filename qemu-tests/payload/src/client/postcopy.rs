@@ -7,10 +7,9 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::conclude;
-use super::qemu::{Guest, MICROVM, Qemu};
+use super::migration::{MIGRATION, start};
+use super::qemu::Qemu;
 use super::qmp::Qmp;
-
-const MIGRATION: &str = "unix:/tmp/migration";
 
 /// Runs it.
 pub fn run(append: &str) -> Result<()> {
@@ -18,21 +17,7 @@ pub fn run(append: &str) -> Result<()> {
         // It stays until all of its memory has moved, or the source waits for a destination that is gone.
         "veapf.run=walk veapf.mib=96 veapf.tasks=8 veapf.seconds=25 veapf.stay=1 {append}"
     );
-    let start = |name: &str, more: &[&str]| -> Result<(Qemu, Qmp)> {
-        let socket = format!("/tmp/qmp-{name}");
-        let mut more: Vec<String> = more.iter().map(|word| (*word).to_owned()).collect();
-        more.extend(["-qmp".to_owned(), format!("unix:{socket},server=on,wait=off")]);
-        let guest = Guest {
-            machine: MICROVM,
-            memory: "192",
-            vcpus: 1,
-            append: &append,
-            more: &more,
-            cgroup: None,
-        };
-        let qemu = Qemu::start(name, &guest)?;
-        Ok((qemu, Qmp::connect(&socket)?))
-    };
+    let start = |name: &str, more: &[&str]| start(name, "192", &append, more);
     let (mut source, mut source_qmp) = start("source", &[])?;
     source.wait_for("kind", "walking", Duration::from_secs(120))?;
     // A guest that resets has failed; it stays to be looked at.

@@ -48,15 +48,28 @@ impl Qmp {
 
     /// Polls the migration until its status is one of `wanted`.
     pub fn migration_until(&mut self, wanted: &[&str], timeout: Duration) -> Result<Value> {
+        let over = |status: &str| wanted.contains(&status) || is_lost(status);
+        let (status, info) = self.poll_migration(over, timeout)?;
+        if wanted.contains(&status.as_str()) {
+            return Ok(info);
+        }
+        bail!("migration: {info} while waiting for {wanted:?}")
+    }
+
+    fn poll_migration(
+        &mut self,
+        over: impl Fn(&str) -> bool,
+        timeout: Duration,
+    ) -> Result<(String, Value)> {
         let end = Instant::now() + timeout;
         loop {
             let info = self.run("query-migrate", json!({}))?;
             let status = info["status"].as_str().unwrap_or("none");
-            if wanted.contains(&status) {
-                return Ok(info);
+            if over(status) {
+                return Ok((status.to_owned(), info));
             }
-            if matches!(status, "failed" | "cancelled") || Instant::now() > end {
-                bail!("migration: {info} while waiting for {wanted:?}");
+            if Instant::now() > end {
+                bail!("migration: {info} after {} s", timeout.as_secs());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -74,18 +87,8 @@ impl Qmp {
 
     /// Polls the migration until it has ended, well or not; its status.
     pub fn migration_ended(&mut self, timeout: Duration) -> Result<String> {
-        let end = Instant::now() + timeout;
-        loop {
-            let info = self.run("query-migrate", json!({}))?;
-            let status = info["status"].as_str().unwrap_or("none");
-            if matches!(status, "failed" | "cancelled" | "completed") {
-                return Ok(status.to_owned());
-            }
-            if Instant::now() > end {
-                bail!("migration: {info}");
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let over = |status: &str| status == "completed" || is_lost(status);
+        Ok(self.poll_migration(over, timeout)?.0)
     }
 
     fn read(&mut self) -> Result<Value> {
@@ -95,4 +98,9 @@ impl Qmp {
         }
         Ok(serde_json::from_str(&line)?)
     }
+}
+
+/// Will a migration in this state never complete?
+fn is_lost(status: &str) -> bool {
+    matches!(status, "failed" | "cancelled")
 }

@@ -7,29 +7,13 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::conclude;
-use super::qemu::{CPU, Guest, MICROVM, Qemu};
-use super::qmp::Qmp;
-
-const MIGRATION: &str = "unix:/tmp/migration";
+use super::migration::{MIGRATION, start};
+use super::qemu::CPU;
 
 /// Runs it.
 pub fn run(append: &str) -> Result<()> {
     let append = format!("veapf.run=walk veapf.mib=64 veapf.tasks=8 veapf.seconds=25 {append}");
-    let start = |name: &str, more: &[&str]| -> Result<(Qemu, Qmp)> {
-        let socket = format!("/tmp/qmp-{name}");
-        let mut more: Vec<String> = more.iter().map(|word| (*word).to_owned()).collect();
-        more.extend(["-qmp".to_owned(), format!("unix:{socket},server=on,wait=off")]);
-        let guest = Guest {
-            machine: MICROVM,
-            memory: "160",
-            vcpus: 1,
-            append: &append,
-            more: &more,
-            cgroup: None,
-        };
-        let qemu = Qemu::start(name, &guest)?;
-        Ok((qemu, Qmp::connect(&socket)?))
-    };
+    let start = |name: &str, more: &[&str]| start(name, "160", &append, more);
     let (mut source, mut qmp) = start("source", &[])?;
     source.wait_for("kind", "walking", Duration::from_secs(120))?;
     // Asynchronous page faults by interrupt are what ve-apf is offered beside. The last -cpu counts.

@@ -15,12 +15,10 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde_json::json;
+use ve_apf_abi::msr::{VE_APF_MSR_CAPS as CAPS, VE_APF_MSR_EN as EN, VE_APF_MSR_INT as INT};
 use ve_apf_vmm::memory::Ram;
 use ve_apf_vmm::report::Reporter;
-use ve_apf_vmm::reset::EN;
 
-const INT: u32 = 0x4b56_4d06;
-const CAPS: u32 = 0x4b56_4de0;
 /// A vector, as Linux has it.
 const VECTOR: u64 = 0xf3;
 /// A ring at 1 MiB; version 1, selected, interrupt, kernel mode, enabled.
