@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 /// Bytes in a page.
@@ -43,10 +44,24 @@ pub fn gettid() -> i32 {
 
 /// Pins the calling thread to one CPU.
 pub fn pin_to(cpu: usize) -> io::Result<()> {
+    run_on(cpu..cpu + 1)
+}
+
+/// The calling thread, and what it starts, runs on no CPU but those after the first, if there are any.
+pub fn spare_first_cpu() -> io::Result<()> {
+    match cpus_online() {
+        1 => Ok(()),
+        count => run_on(1..count),
+    }
+}
+
+fn run_on(cpus: Range<usize>) -> io::Result<()> {
     // SAFETY: cpu_set_t is plain bits; all zero is the empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: CPU_SET ignores numbers beyond the set.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
+    for cpu in cpus {
+        // SAFETY: CPU_SET ignores numbers beyond the set.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+    }
     // SAFETY: `set` lives through the call and its size is passed.
     let rc = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

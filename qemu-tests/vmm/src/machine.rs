@@ -79,6 +79,9 @@ pub fn run(args: Args) -> Result<Outcome> {
     if let Some((file, state)) = &loaded {
         state.check(&args, file.memory_len())?;
     }
+    if args.pin {
+        sys::pin_to(sys::REST_CPU).context("pinning")?;
+    }
     let kvm = Kvm::new().context("cannot open /dev/kvm")?;
     let vm = Arc::new(create_vm(&kvm, &args)?);
     vm_cap::enable(&vm, args.deadline_ms, args.fail_poison)?;
@@ -241,9 +244,12 @@ fn create_vcpu(kvm: &Kvm, vm: &VmFd, id: u8, count: u8) -> Result<kvm_ioctls::Vc
     Ok(fd)
 }
 
-/// vCPUs share all CPUs but the last, which is the pager's.
+/// vCPUs share all CPUs but [`sys::REST_CPU`], if there are others.
 fn vcpu_cpu(id: u8) -> usize {
-    usize::from(id) % (sys::cpu_count() - 1).max(1)
+    match sys::cpu_count() {
+        1 => sys::REST_CPU,
+        count => 1 + usize::from(id) % (count - 1),
+    }
 }
 
 /// SIGBUS for poisoned memory, if there was any.

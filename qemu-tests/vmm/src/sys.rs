@@ -20,9 +20,16 @@ pub fn gettid() -> i32 {
     unsafe { libc::syscall(libc::SYS_gettid) as i32 }
 }
 
-/// Number of CPUs this process may use.
+/// With `--pin`, where all threads run but the vCPUs'.
+///
+/// Not these: QEMU's TCG loses changes of the first CPU's state that says whether it walks nested page tables, when another CPU
+/// restores its FPU at the same time (docs/notes/0004).
+pub const REST_CPU: usize = 0;
+
+/// Number of CPUs that are online, whether this process may use them or not.
 pub fn cpu_count() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    // SAFETY: takes a plain integer.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1).max(1)
 }
 
 /// Pins the calling thread to one CPU.

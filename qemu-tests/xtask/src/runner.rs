@@ -4,7 +4,6 @@ use crate::boot::{Boot, Console, End, Section};
 use crate::cases::{BootEntry, Case, Suite};
 use crate::initrd::{Programs, Step};
 use crate::kernel::{Flavour, Kernel};
-use crate::lane::Lane;
 use crate::paths;
 use crate::record::Record;
 use crate::report::figures;
@@ -87,40 +86,8 @@ pub(crate) fn run(lab: &Lab, suite: &Suite, cases: &[&Case]) -> Result<Vec<Outco
         let group: Vec<&Case> =
             cases.iter().copied().filter(|c| c.boot == name && c.skip.is_none()).collect();
         run_group(lab, name, &entry, &group, &mut outcomes)?;
-        try_again(lab, name, &entry, &group, &mut outcomes)?;
     }
     Ok(outcomes)
-}
-
-/// The exit code of our VMM for a triple fault.
-const TRIPLE_FAULT: f64 = 4.0;
-
-/// QEMU's TCG corrupts the state of an SVM guest now and then, with whatever kernel (docs/notes/0004). A case that ended so,
-/// and was not to, is run once more, by itself; what is printed of it says so.
-fn try_again(
-    lab: &Lab,
-    name: &str,
-    entry: &BootEntry,
-    group: &[&Case],
-    outcomes: &mut [Outcome],
-) -> Result<()> {
-    if entry.lane != Lane::Svm {
-        return Ok(());
-    }
-    let fell = |outcome: &Outcome| {
-        let exit = outcome.records.last().and_then(|step| step.number("exit"));
-        outcome.status == Status::Failed && exit == Some(TRIPLE_FAULT)
-    };
-    for outcome in outcomes.iter_mut().filter(|outcome| fell(outcome)) {
-        let Some(case) = group.iter().find(|case| case.name == outcome.name) else { continue };
-        let mut second = Vec::new();
-        run_group(lab, &format!("{name}.{}", case.name), entry, &[*case], &mut second)?;
-        if let Some(again) = second.into_iter().find(|again| again.name == outcome.name) {
-            *outcome = again;
-            outcome.why.insert(0, "at the first try: triple fault".into());
-        }
-    }
-    Ok(())
 }
 
 /// Boots until every case of the group had its turn.

@@ -18,7 +18,7 @@ fn main() {
     let (module, parameters) = found.unzip();
     plan::print(&json!({
         "kind": "machine",
-        "cpus": sys::cpu_count(),
+        "cpus": sys::cpus_online(),
         "module": module,
         "parameters": parameters,
         "ept_violation_ve": msr(VMX_PROCBASED_CTLS2).is_some_and(|v| v & EPT_VIOLATION_VE != 0),

@@ -18,7 +18,7 @@ pub struct PagerThread {
 }
 
 impl PagerThread {
-    /// With no thread yet; `pin` pins it to the last CPU.
+    /// With no thread yet; `pin` pins it to [`sys::REST_CPU`].
     pub fn new(pager: Arc<Pager>, pin: bool) -> PagerThread {
         PagerThread { pager, pin, handle: Mutex::new(None) }
     }
@@ -37,7 +37,7 @@ impl PagerThread {
         let (pager, pin) = (self.pager.clone(), self.pin);
         let body = move || {
             if pin {
-                if let Err(error) = sys::pin_to(sys::cpu_count() - 1) {
+                if let Err(error) = sys::pin_to(sys::REST_CPU) {
                     eprintln!("ve-apf-vmm: cannot pin the pager: {error}");
                 }
             }

@@ -198,9 +198,8 @@ impl Entry {
             mode.name(),
             "--timeout-s",
             &timeout,
-            // vCPUs on one CPU of L1, the pager on the other. Apart, because only then a kick costs what it costs elsewhere;
-            // on one, because QEMU's TCG mixes up the GS bases of guests that run under SVM at the same time, also
-            // with a KVM that knows nothing of us. (Where L1 has one CPU, all are on it.)
+            // vCPUs and the pager apart, because only then a kick costs what it costs elsewhere. (Where L1 has one CPU, all
+            // are on it.)
             "--pin",
         ];
         let bare = self.metal.then_some("--bare");
