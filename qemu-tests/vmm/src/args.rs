@@ -37,6 +37,7 @@ usage: ve-apf-vmm --kernel FILE [options]
   --snapshot-seed N     of the random times
   --restore FILE        go on from this snapshot instead of booting --kernel; it is written over by the next one
   --restore-us MIN-MAX  time in which a page of a snapshot comes when it is touched (0-500)
+  --restore-mib-s N     rate at which the others come (0: they do not)
 
 exit: 0, or 10 + the guest's code; 1 set-up failed; 2 usage; 3 KVM internal error; 4 triple fault; 5 reboot or panic;
       6 timeout; 7 KVM_EXIT_MEMORY_FAULT: a page is lost where the guest can not be told; 8 KVM signalled poison
@@ -95,6 +96,8 @@ pub struct Args {
     pub restore: Option<PathBuf>,
     /// Microseconds in which a page of a snapshot comes.
     pub restore_us: (u32, u32),
+    /// MiB per second of a snapshot that come by themselves.
+    pub restore_mib_s: u32,
 }
 
 /// What becomes of pages that are missing when the guest is at its end.
@@ -174,6 +177,7 @@ impl Args {
                 .opt_value_from_fn("--restore-us", range)
                 .map_err(text)?
                 .unwrap_or((0, 500)),
+            restore_mib_s: p.opt_value_from_str("--restore-mib-s").map_err(text)?.unwrap_or(0),
         };
         if let Some(extra) = p.finish().first() {
             return Err(format!("unknown argument '{}'; see --help", extra.to_string_lossy()));

@@ -98,7 +98,7 @@ pub fn run(args: Args) -> Result<Outcome> {
 
     let counters = Arc::new(Counters::default());
     counters.set_vm(Stats::open(&*vm).context("KVM_GET_STATS_FD")?);
-    let pager = Arc::new(Pager::new(ram.clone(), args.restore_us)?);
+    let pager = Arc::new(Pager::new(ram.clone(), args.restore_us, args.restore_mib_s)?);
     let pager_thread = Arc::new(PagerThread::new(pager.clone(), args.pin));
     let reporter = Reporter::new(&args.mode_label, args.vcpus);
     let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;

@@ -5,6 +5,7 @@ mod loss;
 pub mod policy;
 pub mod saved;
 pub mod schedule;
+mod stream;
 mod thread;
 
 use std::collections::HashMap;
@@ -26,6 +27,7 @@ use loss::Losses;
 use policy::{Policies, Policy, Table};
 use saved::{Counts, Lazy};
 use schedule::{Request, Schedule};
+use stream::Stream;
 pub use thread::PagerThread;
 
 /// Shared by the vCPU threads, which carry out the guest's commands, and the pager thread, which waits.
@@ -49,6 +51,7 @@ struct State {
     losses: Losses,
     /// Not evicted, but not restored yet either.
     lazy: Option<Lazy>,
+    stream: Stream,
     counts: Counts,
     /// Missing frames in the order in which they were asked for, since somebody looked.
     log: Vec<u64>,
@@ -72,14 +75,15 @@ pub struct PagerState {
 
 impl Pager {
     /// Nothing is registered until the guest declares its arena, so that booting costs no round trips. Pages of a snapshot
-    /// come `restore_us` after they were asked for.
-    pub fn new(ram: Arc<Ram>, restore_us: (u32, u32)) -> Result<Pager> {
+    /// come `restore_us` after they were asked for, the others at `restore_mib_s`.
+    pub fn new(ram: Arc<Ram>, restore_us: (u32, u32), restore_mib_s: u32) -> Result<Pager> {
         let uffd = Uffd::open().context("userfaultfd is not available")?;
         let state = State {
             registered: false,
             schedule: Schedule::new(sys::now_ns()),
             missing: HashMap::new(),
             lazy: None,
+            stream: Stream::new(restore_mib_s),
             losses: Losses::default(),
             counts: Counts::default(),
             log: Vec::new(),
@@ -211,7 +215,8 @@ impl Pager {
             let next = {
                 let mut state = lock(&self.state);
                 self.deliver_due(&mut state)?;
-                state.schedule.next_ns()
+                let streamed = self.stream(&mut state, sys::now_ns())?;
+                state.schedule.next_ns().into_iter().chain(streamed).min()
             };
             self.wait(next)?;
             if self.stop.read().is_ok() {

@@ -11,6 +11,7 @@ use super::policy::SavedPolicies;
 use super::{Pager, State};
 use crate::counters::lock;
 use crate::snapshot::memory::Pages;
+use crate::sys;
 
 /// Which pages the guest had evicted, and when they are delivered. What was asked for is not saved: it is asked for again.
 #[derive(Serialize, Deserialize)]
@@ -53,17 +54,29 @@ pub(super) fn run_words(frames: impl Iterator<Item = u64>) -> Vec<u64> {
 pub(super) struct Lazy {
     pages: Pages,
     left: Vec<bool>,
+    /// None before this one is left that [`next`](Self::next) has not named.
+    from: usize,
 }
 
 impl Lazy {
     /// All of these frames, in order.
     pub(super) fn new(pages: Pages, left: Vec<bool>) -> Lazy {
-        Lazy { pages, left }
+        Lazy { pages, left, from: 0 }
     }
 
     /// This one lies there.
     pub(super) fn has(&self, gfn: u64) -> bool {
         usize::try_from(gfn).is_ok_and(|at| self.left.get(at).copied().unwrap_or(false))
+    }
+
+    /// Some that are left, in order, each once.
+    pub(super) fn next(&mut self, count: usize) -> Vec<u64> {
+        let mut frames = Vec::new();
+        while let Some(left) = self.left.get(self.from).filter(|_| frames.len() < count) {
+            frames.extend(left.then_some(self.from as u64));
+            self.from += 1;
+        }
+        frames
     }
 
     /// Takes it out, if it does.
@@ -154,6 +167,7 @@ impl Pager {
         }
         let left = (0..len / 4096).map(|gfn| !state.missing.contains_key(&gfn)).collect();
         state.lazy = Some(Lazy::new(pages, left));
+        state.stream.start(sys::now_ns());
         if !state.registered {
             self.uffd.register(start, len).context("cannot register guest memory")?;
             state.registered = true;

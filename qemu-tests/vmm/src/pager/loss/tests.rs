@@ -19,7 +19,7 @@ struct Lab {
 /// Guest memory without a guest, with one page that holds 0x5a; where this system allows it.
 fn lab() -> Option<Lab> {
     let ram = Arc::new(Ram::new(2, 1, false).unwrap());
-    let pager = match Pager::new(ram.clone(), (0, 0)) {
+    let pager = match Pager::new(ram.clone(), (0, 0), 0) {
         Ok(pager) => Arc::new(pager),
         Err(error) => {
             eprintln!("skipped: {error:#}");
