@@ -10,12 +10,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::sys;
+
 /// The host's CPU, less what emulated nested virtualisation gets wrong: interrupts of the TSC deadline timer come
 /// seconds late, and the guest's XSETBV does not reach KVM.
 pub(super) const CPU: &str = "host,-tsc-deadline,-xsave";
 
 /// The machine that boots fastest.
 pub const MICROVM: &str = "microvm,rtc=on,acpi=on";
+
+/// The CPU of L1 that all QEMUs run on. QEMU's TCG corrupts the state of a guest under SVM when its vCPU thread changes CPUs,
+/// or when two such guests run at the same time, also with a KVM that knows nothing of us.
+const VM_CPU: usize = 0;
 
 /// A running QEMU; killed when dropped.
 pub struct Qemu {
@@ -75,12 +81,14 @@ impl Qemu {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        if let Some(procs) = guest.cgroup {
-            let procs = procs.to_owned();
-            // SAFETY: between fork and exec the closure only opens, writes and closes a file; this program has no
-            // thread that could hold a lock then but the readers below, which hold none across calls.
-            unsafe { command.pre_exec(move || std::fs::write(&procs, "0")) };
-        }
+        let procs = guest.cgroup.map(str::to_owned);
+        let prepare = move || {
+            sys::pin_to(VM_CPU)?;
+            procs.as_ref().map_or(Ok(()), |procs| std::fs::write(procs, "0"))
+        };
+        // SAFETY: between fork and exec the closure only makes a system call, and opens, writes and closes a file; this
+        // program has no thread that could hold a lock then but the readers below, which hold none across calls.
+        unsafe { command.pre_exec(prepare) };
         let mut child = command.spawn().context("/usr/bin/qemu-system-x86_64")?;
         let stdin = child.stdin.take().context("no pipe")?;
         let (sender, lines) = channel();
