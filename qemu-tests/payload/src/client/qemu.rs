@@ -19,9 +19,11 @@ pub(super) const CPU: &str = "host,-tsc-deadline,-xsave";
 /// The machine that boots fastest.
 pub const MICROVM: &str = "microvm,rtc=on,acpi=on";
 
-/// The CPU of L1 that all QEMUs run on. QEMU's TCG corrupts the state of a guest under SVM when its vCPU thread changes CPUs,
-/// or when two such guests run at the same time, also with a KVM that knows nothing of us.
-const VM_CPU: usize = 0;
+/// The CPU of L1 that all QEMUs run on: not its first, whose state QEMU's TCG corrupts while a guest runs there and
+/// another CPU restores its FPU (docs/notes/0004).
+fn vm_cpu() -> usize {
+    sys::cpu_count() - 1
+}
 
 /// A running QEMU; killed when dropped.
 pub struct Qemu {
@@ -82,8 +84,9 @@ impl Qemu {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let procs = guest.cgroup.map(str::to_owned);
+        let vm_cpu = vm_cpu();
         let prepare = move || {
-            sys::pin_to(VM_CPU)?;
+            sys::pin_to(vm_cpu)?;
             procs.as_ref().map_or(Ok(()), |procs| std::fs::write(procs, "0"))
         };
         // SAFETY: between fork and exec the closure only makes a system call, and opens, writes and closes a file; this
