@@ -4,11 +4,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use ve_apf_payload::client::migrations::How;
-use ve_apf_payload::client::{dax, migrations, postcopy, refused, resets, snapshots, swap};
+use ve_apf_payload::client::{
+    dax, migrations, postcopy, pressed, refused, resets, snapshots, swap,
+};
 
 const USAGE: &str = "usage: l1-client CLIENT [L2-COMMAND-LINE], where CLIENT is one of
   dax, postcopy, refused,
-  swap DEVICE, snapshots DEVICE ROUNDS, resets DEVICE ROUNDS, migrations DEVICE ROUNDS precopy|postcopy
+  swap DEVICE, pressed DEVICE, snapshots DEVICE ROUNDS, resets DEVICE ROUNDS, migrations DEVICE ROUNDS precopy|postcopy
 (DEVICE: L1 swaps to it; what is on it is lost)";
 
 fn main() -> ExitCode {
@@ -32,7 +34,7 @@ fn run(words: &[&str]) -> Result<bool> {
     let [client, rest @ ..] = words else { return Ok(false) };
     let arguments = match *client {
         "dax" | "postcopy" | "refused" => 0,
-        "swap" => 1,
+        "swap" | "pressed" => 1,
         "snapshots" | "resets" => 2,
         "migrations" => 3,
         _ => return Ok(false),
@@ -49,6 +51,7 @@ fn run(words: &[&str]) -> Result<bool> {
         ("postcopy", []) => postcopy::run(append)?,
         ("refused", []) => refused::run(append)?,
         ("swap", [device]) => swap::run(device, append)?,
+        ("pressed", [device]) => pressed::run(device, append)?,
         ("snapshots", [device, rounds]) => snapshots::run(device, number(rounds)?, append)?,
         ("resets", [device, rounds]) => resets::run(device, number(rounds)?, append)?,
         ("migrations", [device, rounds, how]) => {

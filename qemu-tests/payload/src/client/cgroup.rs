@@ -53,6 +53,22 @@ impl Cgroup {
             result => result.context("memory.reclaim"),
         }
     }
+
+    /// May it have more memory than it has? If not, nothing more of it is swapped out, either.
+    pub(super) fn grow(&self, may: bool) -> Result<()> {
+        let file = |name: &str| format!("{}/{name}", self.dir);
+        let current = fs::read_to_string(file("memory.current")).context("memory.current")?;
+        let (swap, memory) = if may { ("max", "max") } else { ("0", current.trim()) };
+        fs::write(file("memory.swap.max"), swap).context("memory.swap.max")?;
+        fs::write(file("memory.max"), memory).context("memory.max")
+    }
+
+    /// How often memory could not be had.
+    pub(super) fn out_of_memory(&self) -> Result<u64> {
+        let events = fs::read_to_string(format!("{}/memory.events", self.dir))?;
+        let line = events.lines().find_map(|line| line.strip_prefix("oom "));
+        line.context("memory.events: no oom")?.trim().parse().context("memory.events")
+    }
 }
 
 /// Pages swapped in since L1 booted.

@@ -3,6 +3,7 @@
 //! * [`swap`]: QEMU lives in a memory cgroup smaller than its guest, with a swap device.
 //! * [`postcopy`]: L2 moves from one QEMU to another while it runs, its memory after it.
 //! * [`snapshots`], [`migrations`], [`resets`]: the same, while L2 is saved and restored, moves, or is reset, over and over.
+//! * [`pressed`]: the same, while QEMU is signalled all the time, or gets no more memory.
 //! * [`dax`]: L2's persistent memory is a file, which is truncated while L2 uses what is on it.
 //! * [`refused`]: L2 cannot move, and stays where it is.
 //!
@@ -15,6 +16,7 @@ mod kvm_stats;
 mod migration;
 pub mod migrations;
 pub mod postcopy;
+pub mod pressed;
 pub mod qemu;
 pub mod qmp;
 pub mod refused;

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Vm {
     pub(super) qemu: Qemu,
     pub(super) qmp: Qmp,
-    cgroup: Cgroup,
+    pub(super) cgroup: Cgroup,
 }
 
 impl Vm {
