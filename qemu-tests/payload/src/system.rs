@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 
 /// Target, type, data.
 const MOUNTS: [(&str, &str, &str); 7] = [
@@ -42,6 +43,24 @@ pub fn mount_device(source: &str, target: &str, kind: &str, data: &str) -> io::R
         libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, data.as_ptr().cast())
     };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Loads the kernel modules in a directory, in the order of their names; a kernel that has all it needs comes without.
+pub fn load_modules(dir: &str) -> io::Result<()> {
+    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
+    let mut paths: Vec<_> = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+    paths.sort();
+    for path in paths {
+        let file = fs::File::open(&path)?;
+        // SAFETY: the descriptor is open, the parameters are an empty C string.
+        let rc =
+            unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+        if rc != 0 {
+            let error = io::Error::last_os_error();
+            return Err(io::Error::other(format!("{}: {error}", path.display())));
+        }
+    }
+    Ok(())
 }
 
 /// Brings the loopback interface up: migration between two processes needs it.

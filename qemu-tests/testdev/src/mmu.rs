@@ -3,7 +3,7 @@
 /// `args[0]` of [`crate::Op::Mmu`].
 ///
 /// The vCPU that asks is outside of the guest meanwhile, so what is done and undone within one command is never seen by
-/// it. Others must not run where memory goes for a moment: [`Mmu::Remake`], [`Mmu::Move`].
+/// it. Others must not run where memory goes for a moment: [`Mmu::Remake`], [`Mmu::Move`], [`Mmu::ReadOnly`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Mmu {
@@ -37,12 +37,16 @@ pub enum Mmu {
     Collapse = 13,
     /// The entry of frame args\[1\] gets its suppress bit changed (a walk, `flipped`), and changed back.
     Flip = 14,
+    /// Data: runs. args\[1\] 1: the host's mapping of these frames lets nobody write; 0: as it was.
+    Protect = 15,
+    /// Data: runs. args\[1\] 1: these frames of memslot 0 become read-only memslots of their own; 0: memslot 0 is whole again.
+    ReadOnly = 16,
 }
 
 impl Mmu {
     /// The one with this number.
     pub fn from_u64(value: u64) -> Option<Mmu> {
-        const ALL: [Mmu; 15] = [
+        const ALL: [Mmu; 17] = [
             Mmu::Check,
             Mmu::Evict,
             Mmu::Restore,
@@ -58,6 +62,8 @@ impl Mmu {
             Mmu::Split,
             Mmu::Collapse,
             Mmu::Flip,
+            Mmu::Protect,
+            Mmu::ReadOnly,
         ];
         ALL.into_iter().find(|one| *one as u64 == value)
     }
@@ -69,9 +75,9 @@ mod tests {
 
     #[test]
     fn every_one_has_its_number() {
-        for n in 0..15 {
+        for n in 0..17 {
             assert_eq!(Mmu::from_u64(n).map(|one| one as u64), Some(n));
         }
-        assert_eq!(Mmu::from_u64(15), None);
+        assert_eq!(Mmu::from_u64(17), None);
     }
 }

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use anyhow::{Context, Result};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use ve_apf_testdev::Run;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::sigbus;
@@ -20,6 +21,8 @@ pub struct Ram {
 }
 
 const HUGE: u64 = 2 << 20;
+/// What a mapping of guest memory allows.
+const ALL: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 
 impl Ram {
     /// Maps `mem_mib` MiB, for KVM in `slots` memslots of one size. With `huge`, in huge pages where the host has them.
@@ -94,11 +97,20 @@ impl Ram {
 
     /// Takes away this process' own access to `count` frames from `gfn` on, or gives it back: nobody can get such a page.
     pub fn set_lost(&self, gfn: u64, count: u64, lost: bool) -> Result<()> {
+        self.allow(gfn, count, if lost { libc::PROT_NONE } else { ALL })
+    }
+
+    /// Lets nobody write to these frames, by this process' mapping, or lets all again.
+    pub fn protect(&self, runs: &[Run], on: bool) -> Result<()> {
+        let prot = if on { libc::PROT_READ } else { ALL };
+        runs.iter().try_for_each(|run| self.allow(run.first, run.count, prot))
+    }
+
+    fn allow(&self, gfn: u64, count: u64, prot: libc::c_int) -> Result<()> {
         let (offset, len) = (gfn * 4096, count * 4096);
         anyhow::ensure!(offset + len <= self.len, "range outside guest memory");
-        let prot = if lost { libc::PROT_NONE } else { libc::PROT_READ | libc::PROT_WRITE };
         // SAFETY: the range lies inside our own mapping (checked above); nobody holds references into guest memory, and
-        // vm-memory's copies of lost frames are asked for by nobody.
+        // vm-memory's copies of such frames are asked for by nobody.
         let rc = unsafe {
             libc::mprotect((self.base + offset) as *mut libc::c_void, usize::try_from(len)?, prot)
         };

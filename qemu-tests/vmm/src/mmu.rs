@@ -21,6 +21,8 @@ use crate::memory::Ram;
 use crate::pager::Pager;
 use numbers::KVM_CLEAR_DIRTY_LOG;
 
+mod slots;
+
 mod numbers {
     use kvm_bindings::kvm_clear_dirty_log;
     use vmm_sys_util::ioctl_iowr_nr;
@@ -72,6 +74,8 @@ impl Mmu {
             What::Restore => return Ok(json!({"delivered": self.pager.restore(runs)?})),
             What::Remake => return self.without(a, 0),
             What::Move => return self.without(a, AWAY),
+            What::Protect => self.ram.protect(runs, on)?,
+            What::ReadOnly => self.read_only(runs, on)?,
             What::ZapOwn => {
                 let quirk = if on { u64::from(KVM_X86_QUIRK_SLOT_ZAP_ALL) } else { 0 };
                 self.enable(KVM_CAP_DISABLE_QUIRKS2, quirk)?;
@@ -143,6 +147,17 @@ impl Mmu {
         let between = self.walk();
         self.set(slot, 0)?;
         Ok(json!({"between": between?}))
+    }
+
+    /// Makes memslots of their own of `runs` of the first memslot, or one of all.
+    fn read_only(&self, runs: &[Run], on: bool) -> Result<()> {
+        let whole = self.slot(0)?;
+        let parts = slots::cut(whole, runs)?;
+        let (old, new) = if on { (vec![whole], parts) } else { (parts, vec![whole]) };
+        for slot in old {
+            self.set(kvm_userspace_memory_region { memory_size: 0, ..slot }, 0)?;
+        }
+        new.into_iter().try_for_each(|slot| self.set(slot, slot.flags))
     }
 
     fn enable(&self, cap: u32, value: u64) -> Result<()> {

@@ -99,6 +99,10 @@ impl BootEntry {
             self.lane == Lane::Svm || self.disk_mib == 0,
             "boot {name}: no disk_mib on the lane vmx, whose kernel has no driver for it"
         );
+        anyhow::ensure!(
+            self.lane == Lane::Svm || self.kernel != Flavour::Stock,
+            "boot {name}: Debian's kernel has no KVM for the lane vmx here"
+        );
         Ok(())
     }
 }
@@ -120,6 +124,8 @@ pub(crate) struct Case {
     pub(crate) step: Step,
     /// Wants Debian's QEMU in L1.
     pub(crate) client: bool,
+    /// Wants Debian's kernel.
+    pub(crate) stock: bool,
     /// What must hold.
     pub(crate) expect: Vec<Expectation>,
     /// Why it is not run.
@@ -141,6 +147,13 @@ impl Suite {
     pub(crate) fn skip_long(&mut self) {
         for case in self.cases.iter_mut().filter(|c| c.long) {
             case.skip.get_or_insert_with(|| "takes long: --long runs it".to_owned());
+        }
+    }
+
+    /// Cases that want Debian's kernel are not run, because of `why`.
+    pub(crate) fn skip_stock(&mut self, why: &str) {
+        for case in self.cases.iter_mut().filter(|c| c.stock) {
+            case.skip.get_or_insert_with(|| why.to_owned());
         }
     }
 }
@@ -181,9 +194,10 @@ fn parse(text: &str, suite: &str, all: &mut Suite) -> Result<()> {
                 .get(name)
                 .with_context(|| format!("case {}: no [boot.{name}]", entry.name))?;
             for mode in entry.modes.iter().copied().filter(|m| m.is_on(boot.lane)) {
-                let case = entry
+                let mut case = entry
                     .case(mode, name, boot.lane)
                     .with_context(|| format!("case {}", entry.name))?;
+                case.stock |= boot.kernel == Flavour::Stock;
                 anyhow::ensure!(
                     all.cases.iter().all(|c| c.name != case.name),
                     "case {} is there twice",

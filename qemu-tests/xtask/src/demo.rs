@@ -43,6 +43,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
     let lab = Lab {
         kernel: kernel::given_or_built(args.kernel.as_deref())?,
         debug: None,
+        stock: None,
         programs: Programs::build()?,
         dir: dir.clone(),
     };

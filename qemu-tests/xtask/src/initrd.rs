@@ -1,6 +1,7 @@
 //! The programs that run in L1 and L2, and the initramfs of each.
 
 use crate::cpio::Archive;
+use crate::kernel::Kernel;
 use crate::ui::Stage;
 use crate::{cargo, closure, metal};
 use anyhow::{Context, Result};
@@ -17,6 +18,10 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 pub(crate) const L2_KERNEL: &str = "/bzImage";
 /// The same kernel, unpacked.
 pub(crate) const L2_VMLINUX: &str = "/vmlinux";
+/// Debian's, for an L2 that does not know ve-apf.
+pub(crate) const L2_STOCK: &str = "/stock-bzImage";
+/// What L1 loads first, by name.
+const MODULES: &str = "/modules";
 /// See [`L2_KERNEL`].
 pub(crate) const L2_INITRD: &str = "/l2-initrd";
 /// The same, with the kernel in it, unpacked, as /kernel: for a guest that starts another one.
@@ -37,6 +42,16 @@ pub(crate) struct Step {
     pub(crate) timeout_s: u64,
     /// Environment.
     pub(crate) env: BTreeMap<String, String>,
+}
+
+/// The kernels of a boot.
+pub(crate) struct Kernels<'a> {
+    /// That of L1.
+    pub(crate) l1: &'a Kernel,
+    /// That of L2.
+    pub(crate) l2: &'a Kernel,
+    /// Debian's, if there is a case for it.
+    pub(crate) stock: Option<&'a Kernel>,
 }
 
 /// The guest programs, built.
@@ -88,7 +103,7 @@ impl Programs {
     }
 
     /// L1's initramfs, with what the plan names; `client` adds Debian's QEMU and mke2fs.
-    pub(crate) fn l1(&self, kernel: &Path, plan: &[Step], client: bool) -> Result<Vec<u8>> {
+    pub(crate) fn l1(&self, kernels: &Kernels<'_>, plan: &[Step], client: bool) -> Result<Vec<u8>> {
         let mut archive = Archive::new();
         archive.file("init", 0o755, self.get("l1-init")?);
         let named = |path: &str| plan.iter().any(|s| s.argv.iter().any(|a| a == path));
@@ -98,8 +113,15 @@ impl Programs {
                 archive.file(&path, 0o755, bytes.clone());
             }
         }
-        let image =
-            std::fs::read(kernel).with_context(|| format!("reading {}", kernel.display()))?;
+        for module in &kernels.l1.modules {
+            let name = module.file_name().unwrap_or_default().to_string_lossy();
+            archive.file(&format!("{MODULES}/{name}"), 0o644, read(module)?);
+        }
+        let image = read(&kernels.l2.bzimage)?;
+        if named(L2_STOCK) {
+            let stock = kernels.stock.context("no kernel of Debian's")?;
+            archive.file(L2_STOCK, 0o644, read(&stock.bzimage)?);
+        }
         if named(METAL) {
             archive.file(METAL, 0o644, self.metal()?);
         }
@@ -123,6 +145,10 @@ impl Programs {
     }
 }
 
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
 /// Every program in cargo's output directory.
 fn read_programs(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut programs = BTreeMap::new();
@@ -131,9 +157,7 @@ fn read_programs(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
         let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
         let mode = std::fs::metadata(&path).map_or(0, |m| m.permissions().mode());
         if path.is_file() && mode & 0o111 != 0 && !name.contains('.') {
-            let bytes =
-                std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-            programs.insert(name.to_owned(), bytes);
+            programs.insert(name.to_owned(), read(&path)?);
         }
     }
     Ok(programs)

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 mod build;
 pub(crate) mod source;
+mod stock;
 
 /// Change this when the way of building changes, so that old entries are not found.
 const FORMAT: &str = "2";
@@ -26,6 +27,8 @@ pub(crate) struct Kernel {
     pub(crate) bzimage: PathBuf,
     /// Names its inputs.
     pub(crate) key: String,
+    /// What L1 has to load to have KVM, in this order.
+    pub(crate) modules: Vec<PathBuf>,
 }
 
 /// Which kernel.
@@ -37,6 +40,8 @@ pub(crate) enum Flavour {
     Plain,
     /// With KASAN, lockdep and kmemleak: `kernel/debug` on top of `kernel`.
     Debug,
+    /// Debian's own, not built here.
+    Stock,
 }
 
 impl Flavour {
@@ -44,6 +49,7 @@ impl Flavour {
         match self {
             Self::Plain => "build-lab",
             Self::Debug => "build-lab-debug",
+            Self::Stock => "",
         }
     }
 
@@ -71,18 +77,21 @@ pub(crate) fn given_or_built(image: Option<&Path>) -> Result<Kernel> {
     })?;
     let mut key = paths::sha256(&bytes);
     key.truncate(24);
-    Ok(Kernel { bzimage: image.to_owned(), key })
+    Ok(Kernel { bzimage: image.to_owned(), key, modules: Vec::new() })
 }
 
 /// Finds the kernel for this checkout in the cache, or builds it.
 pub(crate) fn ensure(flavour: Flavour) -> Result<Kernel> {
+    if flavour == Flavour::Stock {
+        return stock::ensure();
+    }
     let wants = Side::ALL.into_iter().map(Want::load).collect::<Result<Vec<_>>>()?;
     let fragments = flavour.fragments()?;
     let version = source::version()?;
     let key = key(&version, &wants, &fragments)?;
     let cache = paths::cache()?;
     let entry = cache.join("images").join(&key);
-    let kernel = Kernel { bzimage: entry.join("bzImage"), key };
+    let kernel = Kernel { bzimage: entry.join("bzImage"), key, modules: Vec::new() };
     if use_entry(&entry) {
         return Ok(kernel);
     }

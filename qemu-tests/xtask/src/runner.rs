@@ -2,7 +2,7 @@
 
 use crate::boot::{Boot, Console, End, Section};
 use crate::cases::{BootEntry, Case, Suite};
-use crate::initrd::{Programs, Step};
+use crate::initrd::{Kernels, Programs, Step};
 use crate::kernel::{Flavour, Kernel};
 use crate::paths;
 use crate::record::Record;
@@ -64,6 +64,8 @@ pub(crate) struct Lab {
     pub(crate) kernel: Kernel,
     /// That of an L1 which watches itself, if a case wants it.
     pub(crate) debug: Option<Kernel>,
+    /// Debian's, if a case wants it.
+    pub(crate) stock: Option<Kernel>,
     /// Programs of L1 and L2.
     pub(crate) programs: Programs,
     /// Logs and images go here.
@@ -146,11 +148,13 @@ fn boot(lab: &Lab, name: &str, entry: &BootEntry, cases: &[&Case]) -> Result<Con
     let plan: Vec<Step> = cases.iter().map(|c| c.step.clone()).collect();
     let initrd = lab.dir.join(format!("{name}.initrd"));
     let client = cases.iter().any(|c| c.client);
-    paths::write_atomic(&initrd, &lab.programs.l1(&lab.kernel.bzimage, &plan, client)?)?;
     let kernel = match entry.kernel {
         Flavour::Plain => &lab.kernel,
         Flavour::Debug => lab.debug.as_ref().context("no debug kernel was built")?,
+        Flavour::Stock => lab.stock.as_ref().context("no kernel of Debian's")?,
     };
+    let kernels = Kernels { l1: kernel, l2: &lab.kernel, stock: lab.stock.as_ref() };
+    paths::write_atomic(&initrd, &lab.programs.l1(&kernels, &plan, client)?)?;
     // L1 kills a step in its own time; this is for an L1 that does not.
     let limit = |s: &Step| Duration::from_secs(s.timeout_s + 10) * entry.lane.slowness();
     let cmdline = format!("{} {}", entry.lane.l1_cmdline(entry.cpus()), entry.cmdline);

@@ -9,6 +9,7 @@ use anyhow::Result;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+pub(crate) mod debs;
 mod private;
 
 /// A Debian package, and a file that is there when it is.

@@ -52,12 +52,17 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     let names: Vec<&str> = suite.cases.iter().map(|case| case.name.as_str()).collect();
     let failures = Table::load(&paths::root().join("qemu-tests/failures.toml"), &names)?;
     let wanted = |name: &str| args.filter.as_deref().is_none_or(|f| name.contains(f));
-    let selected: Vec<&Case> = suite
-        .cases
-        .iter()
-        .filter(|c| wanted(&c.name) && args.lane.is_none_or(|l| l == c.lane))
-        .collect();
+    let chosen = |c: &&Case| wanted(&c.name) && args.lane.is_none_or(|l| l == c.lane);
     let host = wanted(HOST);
+    let stock_wanted = suite.cases.iter().filter(chosen).any(|c| c.stock && c.skip.is_none());
+    let mut stock = None;
+    if stock_wanted && !args.list {
+        match kernel::ensure(Flavour::Stock) {
+            Ok(kernel) => stock = Some(kernel),
+            Err(why) => suite.skip_stock(&format!("no kernel of Debian's: {why:#}")),
+        }
+    }
+    let selected: Vec<&Case> = suite.cases.iter().filter(chosen).collect();
     if args.list {
         list(&selected, host);
         return Ok(true);
@@ -87,6 +92,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
         let lab = Lab {
             kernel: kernel::given_or_built(args.kernel.as_deref())?,
             debug: debug.then(|| kernel::ensure(Flavour::Debug)).transpose()?,
+            stock,
             programs: Programs::build()?,
             dir: out.clone(),
         };

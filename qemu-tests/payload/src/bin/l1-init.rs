@@ -1,10 +1,13 @@
-//! `/init` of L1: mounts, runs the plan, reports, powers off.
+//! `/init` of L1: mounts, loads modules, runs the plan, reports, powers off.
 
 use serde_json::json;
 use ve_apf_payload::{dmesg, leaks, plan, sys, system};
 
 fn main() {
     system::mount_all();
+    if let Err(error) = system::load_modules("/modules") {
+        println!("l1-init: modules: {error}");
+    }
     if let Err(error) = system::loopback_up() {
         println!("l1-init: loopback interface: {error}");
     }

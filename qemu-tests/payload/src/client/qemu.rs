@@ -110,6 +110,11 @@ impl Qemu {
         self.stderr.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Forgets what the guest has printed so far.
+    pub fn forget(&mut self) {
+        while self.lines.try_recv().is_ok() {}
+    }
+
     /// Waits for a record of the guest whose `key` is `value`.
     pub fn wait_for(&mut self, key: &str, value: &str, timeout: Duration) -> Result<Value> {
         self.poll_for(key, value, timeout)?.with_context(|| {

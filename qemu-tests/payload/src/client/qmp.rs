@@ -46,6 +46,30 @@ impl Qmp {
         }
     }
 
+    /// Runs a command that starts a job, and waits for the job's end.
+    pub fn job(&mut self, command: &str, mut arguments: Value) -> Result<()> {
+        const ID: &str = "job";
+        arguments["job-id"] = json!(ID);
+        self.run(command, arguments)?;
+        let end = Instant::now() + Duration::from_secs(120);
+        loop {
+            let jobs = self.run("query-jobs", json!({}))?;
+            let job = jobs.as_array().and_then(|jobs| jobs.iter().find(|job| job["id"] == ID));
+            let job = job.with_context(|| format!("QMP {command}: no job: {jobs}"))?;
+            if let Some(error) = job["error"].as_str() {
+                bail!("QMP {command}: {error}");
+            }
+            if job["status"] == "concluded" {
+                self.run("job-dismiss", json!({"id": ID}))?;
+                return Ok(());
+            }
+            if Instant::now() > end {
+                bail!("QMP {command}: {job} after 120 s");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Polls the migration until its status is one of `wanted`.
     pub fn migration_until(&mut self, wanted: &[&str], timeout: Duration) -> Result<Value> {
         let over = |status: &str| wanted.contains(&status) || is_lost(status);

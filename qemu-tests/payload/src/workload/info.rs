@@ -1,4 +1,4 @@
-//! What the guest says about itself.
+//! What the guest says about itself; `said` counts what its kernel says of ve-apf.
 
 use anyhow::Result;
 use serde_json::json;
@@ -12,7 +12,8 @@ pub(super) fn run(device: Option<&Device>) -> Result<()> {
     let counters = GuestCounters::read();
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cmdline = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let mut apf = dmesg::lines_with("ve-apf");
+    let mut apf = dmesg::lines_with("ve-apf: ");
+    let said = apf.len();
     apf.extend(dmesg::lines_with("async PF"));
     let bad = dmesg::bad_lines();
     let record = json!({
@@ -24,6 +25,7 @@ pub(super) fn run(device: Option<&Device>) -> Result<()> {
         "ve_apf": counters.ve_apf,
         "interrupts": counters.interrupts,
         "ve_apf_log": apf,
+        "said": said,
         "bad": bad.len(),
         "bad_lines": bad,
     });

@@ -55,6 +55,13 @@ pub(super) fn open(cpu: u64) -> Result<File> {
         .with_context(|| format!("{path} (CONFIG_X86_MSR)"))
 }
 
+/// What enables asynchronous page faults on `cpu`: for ve-apf, the address of its ring and flags.
+pub(super) fn en(cpu: u64) -> Result<u64> {
+    let mut raw = [0; 8];
+    open(cpu)?.read_exact_at(&mut raw, EN)?;
+    Ok(u64::from_le_bytes(raw))
+}
+
 fn perform(file: &File, access: &Access) -> Value {
     let at = access.msr.into();
     let (value, result) = match access.write {

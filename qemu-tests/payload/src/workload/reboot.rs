@@ -7,7 +7,6 @@
 //! record for each kernel but the first, and a result in the last.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -96,10 +95,9 @@ fn arena_above(device: &Device, count: usize) -> Result<Arena> {
 /// Frames of all CPUs' rings.
 fn rings() -> Result<Vec<u64>> {
     let ring = |cpu| {
-        let mut en = [0; 8];
-        msr::open(cpu)?.read_exact_at(&mut en, msr::EN)?;
-        ensure!(en[0] & 1 != 0, "the ring of CPU {cpu} is off");
-        Ok(u64::from_le_bytes(en) >> 12)
+        let en = msr::en(cpu)?;
+        ensure!(en & 1 != 0, "the ring of CPU {cpu} is off");
+        Ok(en >> 12)
     };
     (0..sys::cpus_online() as u64).map(ring).collect()
 }

@@ -26,6 +26,8 @@ pub struct Keeper {
     closed: Arc<AtomicBool>,
     vcpus: Vec<Sender<Request>>,
     answers: Receiver<(u8, Answer)>,
+    /// MSRs that are saved and not put back.
+    forgotten: &'static [u32],
 }
 
 enum Request {
@@ -44,8 +46,8 @@ enum Answer {
 /// How long all may take to stop. One whose ring or page table is missing waits for that page, signal or not.
 const STOP: Duration = Duration::from_secs(20);
 
-/// A gate for each of `count` vCPUs, whose state includes these MSRs.
-pub fn gates(count: u8, msrs: Vec<u32>) -> (Keeper, Vec<Gate>) {
+/// A gate for each of `count` vCPUs, whose state includes these MSRs; those in `forgotten` are not put back.
+pub fn gates(count: u8, msrs: Vec<u32>, forgotten: &'static [u32]) -> (Keeper, Vec<Gate>) {
     let (closed, msrs) = (Arc::new(AtomicBool::new(false)), Arc::new(msrs));
     let (answers, from_vcpus) = channel();
     let (vcpus, gates) = (0..count)
@@ -55,7 +57,7 @@ pub fn gates(count: u8, msrs: Vec<u32>) -> (Keeper, Vec<Gate>) {
             (to_vcpu, Gate { id, closed, msrs, requests, answers })
         })
         .unzip();
-    (Keeper { closed, vcpus, answers: from_vcpus }, gates)
+    (Keeper { closed, vcpus, answers: from_vcpus, forgotten }, gates)
 }
 
 impl Gate {
@@ -130,7 +132,7 @@ impl Keeper {
     /// Puts state back, which [`Keeper::save`] gave. They must have stopped.
     pub fn load(&self, states: &[VcpuState]) -> Result<()> {
         let request = |id: usize| match states.get(id) {
-            Some(state) => Request::Load(Box::new(state.clone())),
+            Some(state) => Request::Load(Box::new(state.without(self.forgotten))),
             None => Request::Resume,
         };
         for answer in self.ask(request)?.into_values() {

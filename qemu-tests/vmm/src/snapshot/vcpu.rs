@@ -110,6 +110,13 @@ impl VcpuState {
         Ok(())
     }
 
+    /// The same, but for these MSRs.
+    pub fn without(&self, msrs: &[u32]) -> VcpuState {
+        let mut state = self.clone();
+        state.msrs.retain(|msr| !msrs.contains(&msr.index));
+        state
+    }
+
     /// Value of an MSR, if it was saved.
     pub fn msr(&self, index: u32) -> Option<u64> {
         self.msrs.iter().find(|msr| msr.index == index).map(|msr| msr.data)

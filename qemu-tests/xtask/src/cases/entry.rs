@@ -32,6 +32,9 @@ pub(super) struct Entry {
     /// The guest is the bare-metal test kernel.
     #[serde(default)]
     metal: bool,
+    /// L2's kernel is Debian's.
+    #[serde(default)]
+    stock_guest: bool,
     /// L2 has its kernel in a file.
     #[serde(default)]
     kernel_inside: bool,
@@ -141,6 +144,7 @@ impl Entry {
             vcpus: self.vcpus,
             step,
             client: self.client,
+            stock: self.stock_guest,
             expect,
             skip: self.skip.clone(),
             long: self.long,
@@ -151,6 +155,8 @@ impl Entry {
     fn l2_kernel(&self, lane: Lane) -> &'static str {
         if self.metal {
             initrd::METAL
+        } else if self.stock_guest {
+            initrd::L2_STOCK
         } else if lane == Lane::Svm || self.client {
             initrd::L2_KERNEL
         } else {
@@ -162,7 +168,7 @@ impl Entry {
     fn l2_cmdline(&self, mode: Mode, lane: Lane) -> String {
         let mut words = vec![
             "console=ttyS0 quiet panic=-1".to_owned(),
-            mode.cmdline().to_owned(),
+            if self.stock_guest { "" } else { mode.cmdline() }.to_owned(),
             lane.l2_cmdline(),
             self.cmdline.clone(),
         ];

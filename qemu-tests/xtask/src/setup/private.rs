@@ -1,14 +1,12 @@
 //! A package that cannot be installed beside what the user has: unpacked into the cache, with what it depends on.
 //! Nothing is installed, removed or downgraded, and no root is needed.
 
-use super::have;
+use super::{debs, have};
 use crate::error::{Kind, fail};
 use crate::tools::{self, QEMU_PACKAGE, Qemu};
-use crate::ui::Stage;
 use crate::{paths, proc};
 use anyhow::{Context, Result};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// What apt would do.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -64,15 +62,18 @@ pub(super) fn qemu(plan: &Plan) -> Result<bool> {
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .tempdir_in(&dir)
         .with_context(|| format!("creating a directory in {}", dir.display()))?;
-    let debs = new.path().join("debs");
+    let archives = new.path().join("debs");
     let root = new.path().join("root");
-    for d in [&debs, &root] {
+    for d in [&archives, &root] {
         std::fs::create_dir(d).with_context(|| format!("creating {}", d.display()))?;
     }
-    if !download(&plan.install, &debs)? {
+    // The dynamic linker is the system's, so the C library has to be, too.
+    let packages = plan.install.iter().filter(|p| !p.starts_with("libc6="));
+    let packages: Vec<&str> = packages.map(String::as_str).collect();
+    if !debs::download("QEMU", packages.into_iter(), &archives)? {
         return Ok(false);
     }
-    unpack(&debs, &root)?;
+    debs::unpack("QEMU", &archives, &root)?;
     if !Qemu::at(root.clone()).runs() {
         return Err(fail(
             Kind::Environment,
@@ -91,40 +92,6 @@ pub(super) fn qemu(plan: &Plan) -> Result<bool> {
 /// A colon would divide LD_LIBRARY_PATH; apt writes it like this in file names, too.
 fn copy_name(version: &str) -> String {
     format!("{QEMU_PACKAGE}_{}", version.replace(':', "%3a"))
-}
-
-/// apt checks what it downloads.
-fn download(packages: &[String], to: &Path) -> Result<bool> {
-    let stage = Stage::new(format!("QEMU: downloading {} packages", packages.len()), None);
-    let mut command = Command::new("apt-get");
-    command
-        .args(["download", "-q"])
-        // The dynamic linker is the system's, so the C library has to be, too.
-        .args(packages.iter().filter(|p| !p.starts_with("libc6=")))
-        .current_dir(to)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    let out = proc::output(&mut command)?;
-    if out.status.success() {
-        stage.done("");
-        return Ok(true);
-    }
-    for line in String::from_utf8_lossy(&out.stderr).lines().filter(|l| l.starts_with("E:")) {
-        stage.line(line);
-    }
-    stage.done("failed");
-    Ok(false)
-}
-
-fn unpack(debs: &Path, root: &Path) -> Result<()> {
-    let stage = Stage::new("QEMU: unpacking", None);
-    for entry in std::fs::read_dir(debs).with_context(|| format!("reading {}", debs.display()))? {
-        let deb = entry.with_context(|| format!("reading {}", debs.display()))?.path();
-        proc::stdout_of(Command::new("dpkg").arg("-x").arg(&deb).arg(root))?;
-    }
-    stage.done("");
-    Ok(())
 }
 
 #[cfg(test)]

@@ -4,16 +4,16 @@
 use anyhow::{Result, ensure};
 
 use super::cgroup::Cgroup;
-use super::cpu;
 use super::party::Party;
 use super::touch::{self, EXEC, EXIT, JOIN};
+use super::{cpu, memslot};
 use crate::process::{self, EXEC_CODE, Status, Trace};
 use crate::sys;
 
 type Script = fn(&mut Party<'_>) -> Result<()>;
 
 /// All of them.
-pub(super) const ALL: [(&str, Script); 21] = [
+pub(super) const ALL: [(&str, Script); 25] = [
     ("touched", touched),
     ("killed", killed),
     ("killed_in_kernel", killed_in_kernel),
@@ -35,6 +35,10 @@ pub(super) const ALL: [(&str, Script); 21] = [
     ("offlined_in_kernel", cpu::offlined_in_kernel),
     ("ring_off", cpu::ring_off),
     ("ring_again", cpu::ring_again),
+    ("remade", memslot::remade),
+    ("moved", memslot::moved),
+    ("protected", memslot::protected),
+    ("read_only", memslot::read_only),
 ];
 
 /// The one of this name.

@@ -8,6 +8,7 @@
 mod cgroup;
 mod cpu;
 mod events;
+mod memslot;
 mod party;
 mod touch;
 

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 
+use ve_apf_testdev::Mmu;
+
 use super::touch::Touch;
 use crate::arena::Slice;
 use crate::device::Device;
@@ -144,6 +146,13 @@ impl<'a> Party<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Does something to the VM's memory, or to the pages that are waited for.
+    pub(super) fn mmu(&mut self, what: Mmu, arg: u64, pages: bool) -> Result<()> {
+        let count = if pages { self.outstanding } else { 0 };
+        let (device, frames) = (self.device, &self.slice.frames()[..count]);
+        self.timed("mmu_us", || device.mmu(what, [arg, 0], frames).map(drop))
     }
 
     /// The pages come.
