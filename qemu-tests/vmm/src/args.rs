@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::snapshot::campaign::Into;
+use crate::snapshot::vcpu;
 
 /// What `--help` prints.
 pub const USAGE: &str = "\
@@ -35,7 +36,7 @@ usage: ve-apf-vmm --kernel FILE [options]
   --snapshot-into HOW   same: in the same VM, at once; rollback: in the same VM, after it ran on for another such time;
                         fresh: in a new process, which has all memory missing at first (fresh)
   --snapshot-seed N     of the random times
-  --snapshot-forgets    restores put back neither MSR_KVM_ASYNC_PF_EN nor MSR_KVM_ASYNC_PF_INT
+  --snapshot-forgets M  MSRs that restores do not put back: en (MSR_KVM_ASYNC_PF_EN), or all (and MSR_KVM_ASYNC_PF_INT)
   --restore FILE        go on from this snapshot instead of booting --kernel; it is written over by the next one
   --restore-us MIN-MAX  time in which a page of a snapshot comes when it is touched (0-500)
   --restore-mib-s N     rate at which the others come (0: they do not)
@@ -93,8 +94,8 @@ pub struct Args {
     pub snapshot_into: Into,
     /// Of the random times.
     pub snapshot_seed: Option<u64>,
-    /// What switches asynchronous page faults on is not put back.
-    pub snapshot_forgets: bool,
+    /// MSRs that are not put back.
+    pub snapshot_forgets: &'static [u32],
     /// Start from this snapshot.
     pub restore: Option<PathBuf>,
     /// Microseconds in which a page of a snapshot comes.
@@ -175,7 +176,10 @@ impl Args {
                 .map_err(text)?
                 .unwrap_or(Into::Fresh),
             snapshot_seed: p.opt_value_from_str("--snapshot-seed").map_err(text)?,
-            snapshot_forgets: p.contains("--snapshot-forgets"),
+            snapshot_forgets: p
+                .opt_value_from_fn("--snapshot-forgets", vcpu::forgotten)
+                .map_err(text)?
+                .unwrap_or_default(),
             restore: p.opt_value_from_str("--restore").map_err(text)?,
             restore_us: p
                 .opt_value_from_fn("--restore-us", range)

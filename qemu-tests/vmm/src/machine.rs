@@ -11,7 +11,6 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde_json::json;
-use ve_apf_abi::msr::{VE_APF_MSR_EN, VE_APF_MSR_INT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::args::{Args, Leave};
@@ -74,9 +73,6 @@ impl Outcome {
 const IDENTITY_MAP: u64 = 0xfffb_c000;
 const TSS: usize = 0xfffb_d000;
 
-/// What a VMM loses that keeps nothing of asynchronous page faults.
-const FORGOTTEN: &[u32] = &[VE_APF_MSR_EN, VE_APF_MSR_INT];
-
 /// Runs a guest to its end.
 pub fn run(args: Args) -> Result<Outcome> {
     let loaded = args.restore.as_deref().map(SnapshotFile::open).transpose()?;
@@ -128,8 +124,8 @@ pub fn run(args: Args) -> Result<Outcome> {
     pager_thread.start()?;
 
     let stop = Arc::new(AtomicBool::new(false));
-    let forgotten = if args.snapshot_forgets { FORGOTTEN } else { &[] };
-    let (keeper, gates) = gate::gates(args.vcpus, vcpu_state::msr_list(&kvm)?, forgotten);
+    let msrs = vcpu_state::msr_list(&kvm)?;
+    let (keeper, gates) = gate::gates(args.vcpus, msrs, args.snapshot_forgets);
     let mut vcpus = Vec::new();
     for (id, gate) in (0..args.vcpus).zip(gates) {
         let fd = create_vcpu(&kvm, &vm, id, args.vcpus)?;
@@ -170,7 +166,7 @@ pub fn run(args: Args) -> Result<Outcome> {
     let (campaign, file) = match loaded {
         Some((file, state)) => {
             for (vcpu, state) in vcpus.iter().zip(&state.vcpus) {
-                state.load(&vcpu.fd)?;
+                state.without(args.snapshot_forgets).load(&vcpu.fd)?;
             }
             state.vm.load(&vm)?;
             (state.campaign, Some(file))

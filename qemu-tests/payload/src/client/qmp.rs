@@ -1,4 +1,4 @@
-//! QEMU's monitor protocol, as much of it as a migration takes.
+//! QEMU's monitor protocol, as much of it as the clients take.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

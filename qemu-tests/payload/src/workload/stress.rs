@@ -70,13 +70,14 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     })?;
     let section = Section::begin(device, options, name)?;
     team.go();
-    let stuck = watch(&pulses, stuck_after);
+    let (stuck, gap) = watch(&pulses, stuck_after);
     // A stuck task cannot be joined, and its counts are lost with it; that it is stuck is what matters.
     let tally = if stuck.is_empty() { team.join() } else { Tally::default() };
     let measured = section.end()?;
     let (restored, left) = device.snapshots()?;
     let more = json!({
         "pages": pages, "order": options.text("order", "fifo"), "stuck": stuck.len(), "stuck_tasks": stuck,
+        "gap_us": u64::try_from(gap.as_micros())?,
         "restored": restored, "snapshots_left": left,
     });
     measured.report(device, name, tasks, policy.max_us, &tally, more);
@@ -116,11 +117,15 @@ fn one(
     Ok(())
 }
 
-/// Waits until all are done or some are stuck; returns what is known about those.
-fn watch(pulses: &[Pulse], stuck_after: Duration) -> Vec<Value> {
+/// Waits until all are done or some are stuck; returns what is known about those, and for how long the watchdog itself did
+/// not run, as while the machine is saved.
+fn watch(pulses: &[Pulse], stuck_after: Duration) -> (Vec<Value>, Duration) {
     let mut last: Vec<(u64, Instant)> = pulses.iter().map(|_| (0, Instant::now())).collect();
+    let mut gap = Duration::ZERO;
     loop {
+        let asleep = Instant::now();
         std::thread::sleep(Duration::from_millis(100));
+        gap = gap.max(asleep.elapsed());
         let mut stuck = Vec::new();
         let mut done = 0;
         for (i, (pulse, seen)) in pulses.iter().zip(&mut last).enumerate() {
@@ -135,7 +140,7 @@ fn watch(pulses: &[Pulse], stuck_after: Duration) -> Vec<Value> {
             }
         }
         if done + stuck.len() == pulses.len() {
-            return stuck;
+            return (stuck, gap);
         }
     }
 }

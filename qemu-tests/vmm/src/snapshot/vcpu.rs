@@ -11,6 +11,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
+use ve_apf_abi::msr::{VE_APF_MSR_EN, VE_APF_MSR_INT};
 
 /// `MSR_IA32_TSC_DEADLINE`.
 const TSC_DEADLINE: u32 = 0x6e0;
@@ -39,6 +40,15 @@ pub struct VcpuState {
 pub fn msr_list(kvm: &Kvm) -> Result<Vec<u32>> {
     let list = kvm.get_msr_index_list().context("KVM_GET_MSR_INDEX_LIST")?;
     Ok(list.as_slice().to_vec())
+}
+
+/// What a restore leaves out that forgets `text`, by its name on the command line.
+pub fn forgotten(text: &str) -> Result<&'static [u32], String> {
+    match text {
+        "en" => Ok(&[VE_APF_MSR_EN]),
+        "all" => Ok(&[VE_APF_MSR_EN, VE_APF_MSR_INT]),
+        _ => Err(format!("--snapshot-forgets {text}: must be en or all")),
+    }
 }
 
 impl VcpuState {
