@@ -192,9 +192,9 @@ fn change(world: &'static World, f: impl FnOnce(&HostVm<'_>, &mut VmWorks)) -> u
         let Some(mut works) = state.works.get().cloned() else { return };
         for (index, vcpu) in state.vcpus.iter_mut().enumerate() {
             while let Some(mail) = works.take_mail(index as u32) {
-                if let Resolution::Failed(cause) = mail.resolution {
-                    let slot = &mut vcpu.ring.slots[usize::from(mail.slot.get())];
-                    slot.known_failed = Some((mail.generation.get(), cause));
+                if let (Resolution::Failed(cause), Some(of)) = (mail.resolution, mail.slot) {
+                    let slot = &mut vcpu.ring.slots[usize::from(of.slot.get())];
+                    slot.known_failed = Some((of.generation.get(), cause));
                 }
             }
         }

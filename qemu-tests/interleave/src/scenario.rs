@@ -114,8 +114,16 @@ pub enum Reach {
     Nested,
     /// A fault joined a running work.
     Joined,
-    /// A fault was resolved with the vCPU stopped.
+    /// A fault was resolved on the vCPU's own thread.
     Sync,
+    /// A vCPU that could not be told halted for its page.
+    Stopped,
+    /// It was woken, and touched the page again, before that wait was over.
+    StoppedAgain,
+    /// Its wait failed, and the VMM was told.
+    Told,
+    /// A vCPU that waited found a slot.
+    FoundSlot,
     /// A sweep completed a slot.
     Swept,
     /// A sweep met a failure that was known.

@@ -117,7 +117,7 @@ pub enum Mode {
     Host,
     /// Halted in the host until somebody kicks it.
     Halted,
-    /// Resolves a page itself, at leisure.
+    /// Resolves a page on its own thread, at leisure.
     Resolving(usize),
 }
 
