@@ -164,6 +164,7 @@ impl<'a> Host<'a> {
     fn sweep(&self, why: Sweep) -> Result<(), ()> {
         let (failed, untold) = self.cpu.look(|vcpu| {
             vcpu.sweeping = true;
+            vcpu.late = None;
             let failure = |slot: &SlotModel| {
                 let word = slot.word;
                 let known = slot.known_failed.is_some_and(|(of, _)| of == word.generation().get());

@@ -59,6 +59,14 @@ impl Host<'_> {
         self.cpu.ring.crowded.set(false);
         let (answer, stopped) = answer?;
         self.cpu.thread.note(|| format!("fault on gfn {gfn}: {answer:?}"));
+        // What its mail says is known to it once that is taken.
+        let late = self.cpu.look(|vcpu| match stopped {
+            Stopped::Again => None,
+            _ => vcpu.late.take().filter(|_| !waited),
+        });
+        if late == Some(gfn) && !matches!(answer, Answer::Lost(_)) {
+            self.cpu.thread.world.violate(format!("gfn {gfn}: a deadline is over, and forgotten"));
+        }
         if waited && matches!(answer, Answer::Injected(..)) {
             self.reach(Reach::FoundSlot);
         }

@@ -233,6 +233,7 @@ impl Scenario {
             lapic: true,
             enabled: true,
             sweep: false,
+            late: None,
             sweeping: false,
             current: None,
             in_irq: false,

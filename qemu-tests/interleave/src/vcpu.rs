@@ -146,6 +146,8 @@ pub struct VcpuModel {
     pub enabled: bool,
     /// A VMM wrote EN: sweep before the next entry.
     pub sweep: bool,
+    /// For the checks: the frame for which it waits itself, or did, and whose deadline is over.
+    pub late: Option<usize>,
     /// A sweep runs: it completes slots without their pages.
     pub sweeping: bool,
     /// The running task; `None`: idle.
