@@ -212,8 +212,11 @@ impl<'a> Host<'a> {
         }
         self.cpu.look(|vcpu| {
             vcpu.mode = Mode::Guest;
+            let irq = std::mem::take(&mut vcpu.woken_by_irq) && vcpu.irr;
             if std::mem::take(&mut vcpu.nmi) {
                 vcpu.begin_nmi();
+            } else if irq {
+                (vcpu.irr, vcpu.in_irq) = (false, true);
             }
         });
         thread.note(|| "enters the guest".into());

@@ -1,6 +1,7 @@
 //! What a vCPU's thread does about a page that is not there.
 
 use crate::exits::Host;
+use crate::host::interrupts_on;
 use crate::scenario::Reach;
 use crate::vcpu::Mode;
 use crate::world::Frame;
@@ -115,7 +116,13 @@ impl Host<'_> {
     pub(crate) fn halt(&self) -> Faulted {
         self.cpu.look(|vcpu| vcpu.mode = Mode::Halted);
         self.cpu.thread.step();
-        self.cpu.look(|vcpu| vcpu.mode = Mode::Host);
+        let vcpu = self.cpu.vcpu;
+        self.cpu.thread.world.with(|state| {
+            let on = interrupts_on(state, vcpu);
+            let vcpu = &mut state.vcpus[vcpu];
+            vcpu.mode = Mode::Host;
+            vcpu.woken_by_irq = vcpu.irr && on;
+        });
         Faulted::Woken
     }
 

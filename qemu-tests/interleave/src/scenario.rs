@@ -242,6 +242,7 @@ impl Scenario {
             info: InfoModel::default(),
             veinfo: self.declared != 0,
             expects: self.declared != 0,
+            woken_by_irq: false,
             nmi: false,
             in_nmi: false,
             below: Found::default(),

@@ -164,6 +164,8 @@ pub struct VcpuModel {
     pub veinfo: bool,
     /// The guest expects hardware mode.
     pub expects: bool,
+    /// The completion interrupt ended its halt, and is taken at the next entry.
+    pub woken_by_irq: bool,
     /// An NMI waits for the vCPU to enter the guest.
     pub nmi: bool,
     /// The NMI's handler runs, above all else.
@@ -179,6 +181,7 @@ impl VcpuModel {
     pub fn exit(&mut self, exit: Exit) {
         self.exit = exit;
         self.mode = Mode::Host;
+        self.woken_by_irq = false;
         // An IPI that is on its way finds the vCPU out of the guest; the request stays.
         (self.announced, self.ipi) = (false, false);
     }

@@ -133,12 +133,12 @@ fn nmi() -> Vec<Scenario> {
         // Before the word is cleared and after it, with one task parked and another to come.
         Scenario {
             tasks: one_each(),
-            reaches: vec![Reach::Parked, Reach::Nmi, Reach::Busy, Reach::Sync],
+            reaches: vec![Reach::Parked, Reach::Nmi, Reach::Busy, Reach::Stopped],
             ..with_nmi("hw-nmi")
         },
         Scenario {
             declared: 0b01,
-            reaches: vec![Reach::Delivered, Reach::Parked, Reach::Sync],
+            reaches: vec![Reach::Delivered, Reach::Parked, Reach::Stopped],
             ..with_nmi("hw-nmi-undeclared")
         },
         // Rule 3: the task's fault is injected, the NMI's is not.
