@@ -40,8 +40,11 @@ pub(crate) struct BenchArgs {
     /// Write docs/performance.md and docs/bench.md too
     #[arg(long)]
     docs: bool,
+    /// Keep the records of target/bench/bench.json that this run does not replace; it has to be of the same kernel
+    #[arg(long)]
+    keep: bool,
     /// Run nothing: make the report, and with --docs the documents, from this bench.json
-    #[arg(long, value_name = "JSON", conflicts_with_all = ["lane", "filter", "quick", "runs", "kernel"])]
+    #[arg(long, value_name = "JSON", conflicts_with_all = ["lane", "filter", "quick", "runs", "keep", "kernel"])]
     from: Option<PathBuf>,
     /// Boot this bzImage instead of building one; it has to be patched and configured like ours
     #[arg(long, value_name = "BZIMAGE")]
@@ -73,7 +76,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
         runs.push(row::rows(&selected, &outcomes));
     }
     let differences = agree::compare(&runs);
-    let bench = Bench {
+    let kept = if args.keep { Some(read(&dir.join("bench.json"))?) } else { None };
+    let mut bench = Bench {
         schema: row::SCHEMA,
         quick: args.quick,
         runs: args.runs,
@@ -81,6 +85,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
         differences: differences.iter().map(ToString::to_string).collect(),
         records: runs.pop().unwrap_or_default(),
     };
+    if let Some(kept) = kept {
+        bench.keep(kept)?;
+    }
     write(&bench, &dir, args.docs)?;
     for difference in &differences {
         println!("FAILED runs differ: {difference}");

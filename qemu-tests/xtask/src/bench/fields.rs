@@ -277,11 +277,11 @@ pub(super) const FIELDS: &[Field] = &[
     },
     Field {
         name: "tsc",
-        what: "time-stamp counts of all rounds of no_faults; on vmx these are instructions of guest and host together",
+        what: "time-stamp counts of a round of no_faults, median; on vmx these are instructions of guest and host together",
         how: "RDTSC in the workload",
         exact: VMX,
         absent: "no_faults only",
-        take: |s| s.count("tsc_all").map(Value::from),
+        take: |s| s.at("tsc", "median").map(Value::from),
     },
     Field {
         name: "suspended",

@@ -2,8 +2,10 @@
 
 use super::fields::{FIELDS, Source, why_absent};
 use crate::cases::{Case, Mode};
+use crate::error::{Kind, fail};
 use crate::record::Record;
 use crate::runner::{Outcome, Status};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -27,6 +29,33 @@ pub(super) struct Bench {
     pub(super) differences: Vec<String>,
     /// One for each key.
     pub(super) records: Vec<Row>,
+}
+
+impl Bench {
+    /// Adds the records of an earlier run, but for those that this one has anew.
+    pub(super) fn keep(&mut self, earlier: Self) -> Result<()> {
+        if earlier.kernel != self.kernel {
+            return Err(fail(
+                Kind::Usage,
+                format!(
+                    "the earlier records are of kernel {}, these of {}",
+                    earlier.kernel, self.kernel
+                ),
+                "run it without --keep",
+            ));
+        }
+        let old = earlier
+            .records
+            .into_iter()
+            .filter(|row| !self.records.iter().any(|r| r.key == row.key));
+        let old: Vec<Row> = old.collect();
+        self.quick |= earlier.quick;
+        self.runs = self.runs.max(earlier.runs);
+        self.differences.extend(earlier.differences);
+        self.records.extend(old);
+        self.records.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(())
+    }
 }
 
 /// What a record is of; no two have the same.
@@ -218,6 +247,26 @@ pub(super) mod tests {
         assert_eq!(json.as_object().unwrap().len(), FIELDS.len() + keys.len() + 3);
         let back: Row = serde_json::from_value(json.clone()).unwrap();
         assert_eq!(serde_json::to_value(&back).unwrap(), json);
+    }
+
+    #[test]
+    fn earlier_records_are_kept_unless_replaced() {
+        let bench = |kernel: &str, records| Bench {
+            schema: SCHEMA,
+            quick: false,
+            runs: 1,
+            kernel: kernel.into(),
+            differences: Vec::new(),
+            records,
+        };
+        let touch = |faults: u64| row(Mode::VeApf, "user_touch", json!({ "faults": faults }));
+        let other = || row(Mode::VeApf, "burst", json!({}));
+        let mut new = bench("k", vec![touch(7)]);
+        new.keep(bench("k", vec![touch(5), other()])).unwrap();
+        let faults: Vec<Option<f64>> = new.records.iter().map(|r| r.number("faults")).collect();
+        assert_eq!(faults, [Some(100.0), Some(7.0)]);
+        let error = new.keep(bench("other", Vec::new())).unwrap_err().to_string();
+        assert!(error.contains("kernel other"), "{error}");
     }
 
     #[test]

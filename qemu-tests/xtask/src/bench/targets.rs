@@ -306,7 +306,9 @@ fn no_faults(bench: &Bench, out: &mut Vec<Verdict>) {
         out.push(match (of(mode, "tsc"), of("kvm-apf", "tsc")) {
             (Some(ours), Some(stock)) if stock > 0.0 => {
                 let percent = 100.0 * (ours - stock) / stock;
-                let count = format!("{ours} against {stock} with no-ve-apf");
+                let count = format!(
+                    "{ours} against {stock} with no-ve-apf, in a round without a timer tick"
+                );
                 extra.is(format!("{percent:+.4} %"), percent <= 0.01, count)
             }
             _ => extra,
