@@ -20,6 +20,7 @@ mod fields;
 mod page;
 pub(crate) mod probe;
 mod row;
+mod source;
 mod summary;
 mod targets;
 

@@ -38,7 +38,16 @@ pub(super) fn performance(bench: &Bench) -> String {
         let lane = if lane == "vmx" { Lane::Vmx } else { Lane::Svm };
         let _ = writeln!(out, "\n* {}: {}", lane.name(), lane.about(lane.cpus()));
     }
-    let _ = write!(out, "\n## What must lead\n\n{}", targets(bench));
+    let verdicts = targets::all(bench);
+    let count = |met: Option<bool>| verdicts.iter().filter(|v| v.met == met).count();
+    let _ = write!(
+        out,
+        "\n## What must lead\n\n{} figures are met, {} are not, {} were not measured. Where one is not met, the count says what bounds it.\n\n{}",
+        count(Some(true)),
+        count(Some(false)),
+        count(None),
+        targets(bench)
+    );
     if bench.runs > 1 {
         let differ =
             if bench.differences.is_empty() { "none".into() } else { bench.differences.join("; ") };

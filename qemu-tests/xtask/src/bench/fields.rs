@@ -1,21 +1,9 @@
 //! The fields of a record: what each means, where it is from, and when it is absent.
 
+use super::source::{Source, count_of, round};
 use crate::cases::Mode;
 use crate::lane::Lane;
-use crate::record::Record;
 use serde_json::{Map, Value, json};
-
-/// Where a record's fields come from.
-pub(super) struct Source<'a> {
-    /// The machine.
-    pub(super) lane: Lane,
-    /// The guest's way.
-    pub(super) mode: Mode,
-    /// What L2 and the VMM reported of the workload.
-    pub(super) result: &'a Record,
-    /// What Bochs's debugger counted in it.
-    pub(super) probe: Option<&'a Record>,
-}
 
 /// One field.
 pub(super) struct Field {
@@ -38,44 +26,6 @@ const VMX: &[Lane] = &[Lane::Vmx];
 const NO_FAULTS: &str = "the workload has no such faults";
 const NO_PROBE: &str = "counted on the lane vmx only, by Bochs's debugger, and in one_at_a_time";
 const NO_COMPUTE: &str = "no task computes beside, or what it does alone was not measured";
-
-impl Source<'_> {
-    fn number(&self, name: &str) -> Option<f64> {
-        self.result.number(name)
-    }
-
-    fn count(&self, name: &str) -> Option<u64> {
-        self.result.value.get(name).and_then(Value::as_u64)
-    }
-
-    fn at(&self, section: &str, name: &str) -> Option<u64> {
-        self.result.value.get(section)?.get(name)?.as_u64()
-    }
-
-    fn faults(&self) -> f64 {
-        self.number("faults").unwrap_or(0.0) + self.number("kernel_faults").unwrap_or(0.0)
-    }
-
-    fn median(&self, what: &str) -> Option<Value> {
-        let median = self.probe?.value.get(what)?.get("median")?;
-        median.is_u64().then(|| median.clone())
-    }
-
-    /// A time beyond the latency.
-    fn late(&self, what: &str) -> Option<Value> {
-        let us = self.result.value.get("fault_us")?.get(what)?.as_f64()?;
-        Some(json!(us - self.number("latency_us")?))
-    }
-}
-
-fn count_of(source: &Source<'_>, name: &str, of: &str) -> Option<Value> {
-    let all = source.count(of)?;
-    (all > 0).then(|| source.count(name).map(Value::from)).flatten()
-}
-
-fn round(x: f64) -> Value {
-    json!((x * 1e4).round() / 1e4)
-}
 
 /// All of them, in the order of the documentation.
 pub(super) const FIELDS: &[Field] = &[

@@ -1,6 +1,7 @@
 //! bench.json.
 
-use super::fields::{FIELDS, Source, why_absent};
+use super::fields::{FIELDS, why_absent};
+use super::source::Source;
 use crate::cases::{Case, Mode};
 use crate::error::{Kind, fail};
 use crate::record::Record;

@@ -1,7 +1,7 @@
 //! Tests of the targets.
 
 use super::*;
-use crate::bench::row::{SCHEMA, tests::row};
+use crate::bench::row::{Row, SCHEMA, tests::row};
 use crate::cases::Mode;
 use serde_json::json;
 
