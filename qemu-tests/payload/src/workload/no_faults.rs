@@ -1,8 +1,8 @@
 //! The same work each time, without a missing page: what does a mode cost that is not used?
 //!
 //! A round computes, makes system calls, moves bytes through a pipe to another task and back, and makes page faults of the
-//! guest's own. Reported are time-stamp counts of the rounds. Where the counter counts instructions, of L1 and L2 together,
-//! the median of rounds that are shorter than a timer tick's interval is exact. Options: `rounds`, `work` (of a round, in
+//! guest's own. Reported are time-stamp counts of the rounds. Where the counter counts instructions, they are
+//! those of L1 and L2 together. Options: `rounds`, `work` (of a round, in
 //! thousands of steps that compute, hundreds of system calls, and so on).
 
 use std::hint::black_box;
@@ -20,7 +20,7 @@ use crate::tally::Tally;
 
 /// `no_faults`.
 pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> {
-    let (rounds, work) = (options.number("rounds", 300)?, options.number("work", 1)?);
+    let (rounds, work) = (options.number("rounds", 3)?, options.number("work", 200)?);
     let (mut to, mut from, echo) = echo_task()?;
     // Once before, so that nothing is done for the first time.
     round(1, &mut to, &mut from)?;

@@ -59,7 +59,11 @@ mod tests {
     fn exact_fields_agree_within_a_hundredth() {
         let run = |exits: u64, wall: u64| {
             let stats = json!({"apf_exits_fault": exits});
-            vec![row(Mode::VeApf, "burst", json!({"kvm_vcpu": stats, "wall_us": wall}))]
+            vec![row(
+                Mode::VeApf,
+                "one_at_a_time",
+                json!({"kvm_vcpu": stats, "wall_us": wall, "compute": 0}),
+            )]
         };
         assert!(compare(&[run(1000, 5), run(1009, 9)]).is_empty());
         let found = compare(&[run(1000, 5), run(1020, 5)]);
@@ -67,7 +71,7 @@ mod tests {
         assert_eq!(fields, ["exits", "exits_per_fault"]);
         let text = found[0].to_string();
         assert!(
-            text.contains("vmx injected burst") && text.contains("exits is 1000 and 1020"),
+            text.contains("vmx injected one_at_a_time") && text.contains("exits is 1000 and 1020"),
             "{text}"
         );
         assert!(compare(&[run(1000, 5)]).is_empty());

@@ -143,12 +143,17 @@ pub(super) fn schema() -> String {
          (blocking, kvm-apf, injected, hardware), `workload`, `vcpus`, `tasks` and `latency_us`. Injected mode is what the case\n\
          tables call ve-apf. Of the fields below each record has all. One that has no value is null, and `absent` says why; of the others\n\
          `how` says how they were taken, and `exact` lists those that repeat.\n\n\
-         | field | meaning | how | exact on |\n|---|---|---|---|\n",
+         | field | meaning | how | exact |\n|---|---|---|---|\n",
     );
     for field in FIELDS {
-        let lanes: Vec<&str> = field.exact.iter().map(|lane| lane.name()).collect();
-        let lanes = if lanes.is_empty() { "-".to_owned() } else { lanes.join(", ") };
-        let _ = writeln!(out, "| `{}` | {} | {} | {lanes} |", field.name, field.what, field.how);
+        let _ = writeln!(
+            out,
+            "| `{}` | {} | {} | {} |",
+            field.name,
+            field.what,
+            field.how,
+            field.exact.name()
+        );
     }
     out
 }

@@ -110,7 +110,7 @@ impl Row {
             match (field.take)(source) {
                 Some(value) => {
                     how.insert(name.clone(), field.how.to_owned());
-                    if field.exact.contains(&source.lane) {
+                    if field.exact.holds(source) {
                         exact.push(name.clone());
                     }
                     values.insert(name, value);
@@ -280,17 +280,18 @@ pub(super) mod tests {
         assert!((number("pager_late_us") - 5.0).abs() < 1e-9);
         assert_eq!(row.values["latency_resolved"], json!(true));
         assert_eq!(row.reasons(), "1.00 fault + 0.90 kick + 0.10 waited");
-        assert!(
-            row.exact.contains(&"exits".to_owned()) && !row.exact.contains(&"wall_us".to_owned())
-        );
+        assert_eq!(row.exact, ["faults", "kernel_faults"]);
         assert_eq!(row.values["kernel_parked"], Value::Null);
     }
 
     #[test]
     fn what_the_debugger_counted_is_the_magic_runs() {
         let probe = json!({"park": {"median": 700}, "wake": {"median": null}});
-        let row = row(Mode::Hardware, "one_at_a_time", json!({ "probe": probe }));
+        let more = json!({"probe": probe, "compute": 0});
+        let row = row(Mode::Hardware, "one_at_a_time", more);
         assert_eq!(row.values["guest_insns_park"], json!(700));
+        let exact = |name: &str| row.exact.iter().any(|field| field == name);
+        assert!(exact("guest_insns_park") && exact("exits") && !exact("wall_us"));
         assert!(row.absent["guest_insns_wake"].contains("nothing to count"));
     }
 }

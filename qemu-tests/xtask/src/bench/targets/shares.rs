@@ -2,6 +2,7 @@
 
 use super::{EXACT, OURS, Verdict};
 use crate::bench::row::{Bench, Row};
+use crate::lane::{BOCHS_IPS, Lane};
 
 /// System calls on user data in code that may sleep.
 const SLEEPABLE: [&str; 4] = ["kernel_read", "kernel_write", "page_cache", "execve"];
@@ -70,7 +71,8 @@ pub(super) fn useful(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
                 rows.filter_map(|row| Some((row, share(row)?))).min_by(|a, b| a.1.total_cmp(&b.1));
             match worst {
                 Some((row, share)) => {
-                    out.push(verdict.is(format!("{share:.3}"), share >= 0.95, lost(row)));
+                    let count = format!("{}{}", lost(row), host_part(bench, lane, mode));
+                    out.push(verdict.is(format!("{share:.3}"), share >= 0.95, count));
                 }
                 None if mode == "injected" || lane == EXACT => out.push(verdict),
                 None => {}
@@ -148,9 +150,10 @@ pub(super) fn bystander(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
                 format!("{ratio:.2}"),
                 ratio <= 1.1,
                 format!(
-                    "{p99} us against {quiet} us; kvm-apf {}, blocking {}",
+                    "{p99} us against {quiet} us; kvm-apf {}, blocking {}{}",
                     bystander_ratio(bench, lane, "kvm-apf"),
-                    bystander_ratio(bench, lane, "blocking")
+                    bystander_ratio(bench, lane, "blocking"),
+                    host_part(bench, lane, mode)
                 ),
             )),
             None if mode == "injected" || lane == EXACT => out.push(verdict),
@@ -166,4 +169,16 @@ fn bystander_ratio(bench: &Bench, lane: &str, mode: &str) -> String {
             Some(row.number("bystander_p99_us")? / row.number("bystander_quiet_p99_us")?.max(1.0))
         })
         .map_or_else(|| "not measured".into(), |ratio| format!("{ratio:.2}"))
+}
+
+/// What the host does for a fault, where it does that on the vCPU's own CPU.
+fn host_part(bench: &Bench, lane: &str, mode: &str) -> String {
+    let host = bench
+        .of(lane, mode, "one_at_a_time")
+        .find_map(|row| row.number("host_insns_per_fault"))
+        .filter(|_| lane == Lane::Vmx.name() && Lane::Vmx.cpus() == 1);
+    host.map_or_else(String::new, |n| {
+        let us = n * 1e6 / f64::from(BOCHS_IPS);
+        format!("; the host's own part of a fault, pager included, is {us:.0} us of that CPU")
+    })
 }

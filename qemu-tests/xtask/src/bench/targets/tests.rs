@@ -83,14 +83,24 @@ fn shares_are_those_of_the_worst_workload() {
 }
 
 #[test]
-fn an_unused_feature_costs_nothing() {
+fn an_unused_feature_costs_nothing_or_less_than_can_be_told() {
     let none = |mode, tsc: u64, exits: u64| {
-        let more = json!({"faults": 0, "tasks": 0, "latency_us": 0, "tsc": {"median": tsc, "sum": 300 * tsc}, "exits": exits});
+        let more =
+            json!({"faults": 0, "tasks": 0, "latency_us": 0, "tsc": {"sum": tsc}, "exits": exits});
         row(mode, "no_faults", more)
     };
-    let all =
-        all(&bench(vec![none(Mode::KvmApf, 1_000_000, 50), none(Mode::VeApf, 1_000_100, 51)]));
-    assert_eq!(find(&all, "no faults: extra exits, injected").met, Some(false));
-    let extra = find(&all, "no faults: extra instructions of guest and host, injected");
-    assert_eq!((extra.measured.as_deref(), extra.met), (Some("+0.0100 %"), Some(true)));
+    let all = all(&bench(vec![
+        none(Mode::Blocking, 1_001_000, 50),
+        none(Mode::KvmApf, 1_000_000, 50),
+        none(Mode::VeApf, 1_000_100, 51),
+        none(Mode::Hardware, 1_000_900, 50),
+    ]));
+    let of = |figure: &str| find(&all, figure);
+    assert_eq!(of("no faults: extra exits, injected").met, Some(false));
+    assert_eq!(of("no faults: extra exits, hardware").met, Some(true));
+    let extra = of("no faults: extra instructions of guest and host, injected");
+    assert_eq!((extra.measured.as_deref(), extra.met), (Some("+0.010 %"), Some(true)));
+    let extra = of("no faults: extra instructions of guest and host, hardware");
+    assert_eq!((extra.measured.as_deref(), extra.met), (Some("+0.090 %"), None));
+    assert!(extra.count.ends_with("differ by 0.100 %, so this is not resolved"), "{}", extra.count);
 }
