@@ -24,6 +24,16 @@ impl Options {
         Options { values: pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect() }
     }
 
+    /// `NAME[:KEY=VALUE...]` of `veapf.run`: the name, and the options with these put in.
+    pub fn for_run<'a>(&self, run: &'a str) -> (&'a str, Options) {
+        let mut words = run.split(':');
+        let name = words.next().unwrap_or_default();
+        let mut values = self.values.clone();
+        let own = words.filter_map(|word| word.split_once('='));
+        values.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        (name, Options { values })
+    }
+
     /// A text.
     pub fn text<'a>(&'a self, key: &str, default: &'a str) -> &'a str {
         self.values.get(key).map_or(default, String::as_str)
@@ -93,6 +103,16 @@ mod tests {
         assert_eq!(options.number("pages", 64)?, 64);
         let policy = options.policy()?;
         assert_eq!((policy.min_us, policy.max_us, policy.order), (10, 200, Order::Lifo));
+        Ok(())
+    }
+
+    #[test]
+    fn a_run_may_have_options_of_its_own() -> Result<()> {
+        let options = Options::parse("veapf.tasks=3 veapf.pages=4");
+        let (name, own) = options.for_run("burst:tasks=16:order=lifo");
+        assert_eq!((name, own.count("tasks", 0)?, own.count("pages", 0)?), ("burst", 16, 4));
+        assert_eq!((own.text("order", ""), options.count("tasks", 0)?), ("lifo", 3));
+        assert_eq!(options.for_run("idle").0, "idle");
         Ok(())
     }
 

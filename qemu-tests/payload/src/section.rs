@@ -20,6 +20,7 @@ pub struct Section<'a> {
     quiet: Quiet,
     computers: Computers,
     compute: usize,
+    magic: bool,
 }
 
 /// What the machine does on its own: computing tasks alone, no missing pages.
@@ -41,9 +42,15 @@ pub struct Measured {
     compute: usize,
 }
 
+/// Stops Bochs, if its debugger waits for that; else it does nothing.
+fn magic_break() {
+    // SAFETY: exchanges a register with itself.
+    unsafe { std::arch::asm!("xchg bx, bx", options(nomem, nostack, preserves_flags)) };
+}
+
 impl<'a> Section<'a> {
     /// Runs the computing tasks alone for a moment, then opens the section with them running. Options: `compute`
-    /// (number of tasks), `cpu` (pins them), `trace`, `trace_lines`, `quiet_ms`.
+    /// (number of tasks), `cpu` (pins them), `trace`, `trace_lines`, `quiet_ms`, `magic` (see [`magic_break`]).
     pub fn begin(device: &'a Device, options: &Options, label: &str) -> Result<Section<'a>> {
         let compute = options.count("compute", 1)?;
         let cpu = pinned(options)?;
@@ -59,12 +66,30 @@ impl<'a> Section<'a> {
         let before = GuestCounters::read();
         device.stats_begin(label)?;
         let began_ns = sys::now_ns();
-        let label = label.to_owned();
-        Ok(Section { device, label, trace_lines, before, began_ns, quiet, computers, compute })
+        let (label, magic) = (label.to_owned(), options.flag("magic"));
+        if magic {
+            // The debugger writes to the console too, which may still be sending the clock.
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            magic_break();
+        }
+        Ok(Section {
+            device,
+            label,
+            trace_lines,
+            before,
+            began_ns,
+            quiet,
+            computers,
+            compute,
+            magic,
+        })
     }
 
     /// Closes it.
     pub fn end(self) -> Result<Measured> {
+        if self.magic {
+            magic_break();
+        }
         let wall_ns = sys::now_ns() - self.began_ns;
         self.device.stats_end(&self.label)?;
         let share = self.computers.stop();
@@ -81,6 +106,7 @@ impl<'a> Section<'a> {
         record["bad_lines"] = json!(bad);
         record["wall_us"] = json!(wall_ns / 1000);
         record["quiet_exits"] = json!(self.quiet.exits);
+        record["magic"] = json!(self.magic);
         record["quiet_ns"] = json!(self.quiet.ns);
         let quiet_rate = self.quiet.share.rate();
         Ok(Measured {

@@ -134,6 +134,26 @@ impl Pages {
         Ok(Pages { start: start as usize, count })
     }
 
+    /// Maps anonymous pages, writes into each of them, and unmaps them again.
+    pub fn fresh(count: usize) -> io::Result<()> {
+        let (prot, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), count * PAGE, prot, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        for page in 0..count {
+            // SAFETY: inside the mapping just made, which nobody else knows.
+            unsafe { start.cast::<u8>().add(page * PAGE).write_volatile(1) };
+        }
+        // SAFETY: exactly the mapping just made; no reference into it exists.
+        match unsafe { libc::munmap(start, count * PAGE) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     fn map(count: usize, flags: libc::c_int, fd: libc::c_int) -> io::Result<Pages> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let len = count * PAGE;

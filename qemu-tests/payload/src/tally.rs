@@ -38,19 +38,19 @@ impl Tally {
         let began = sys::now_ns();
         let result = touch();
         let us = (sys::now_ns() - began) / 1000;
-        let parked = u64::from(sys::voluntary_switches() > switches);
-        match from {
-            From::User => {
-                self.faults += 1;
-                self.parked += parked;
-            }
-            From::Kernel => {
-                self.kernel_faults += 1;
-                self.kernel_parked += parked;
-            }
-        }
-        self.latencies_us.push(u32::try_from(us).unwrap_or(u32::MAX));
+        self.count(from, us, sys::voluntary_switches() > switches);
         result
+    }
+
+    /// Counts one first touch that took `us`, and whether the task slept in it.
+    pub fn count(&mut self, from: From, us: u64, slept: bool) {
+        let (faults, parked) = match from {
+            From::User => (&mut self.faults, &mut self.parked),
+            From::Kernel => (&mut self.kernel_faults, &mut self.kernel_parked),
+        };
+        *faults += 1;
+        *parked += u64::from(slept);
+        self.latencies_us.push(u32::try_from(us).unwrap_or(u32::MAX));
     }
 
     /// Times first touches from user mode by a loop that sleeps for nothing else: what the scheduler counted over the
@@ -87,12 +87,6 @@ impl Tally {
 
     /// Fields of a result.
     pub fn fields(&self) -> Value {
-        let mut sorted = self.latencies_us.clone();
-        sorted.sort_unstable();
-        let at = |percent: usize| {
-            sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)))
-        };
-        let sum: u64 = sorted.iter().map(|us| u64::from(*us)).sum();
         json!({
             "faults": self.faults,
             "parked": self.parked,
@@ -100,15 +94,26 @@ impl Tally {
             "kernel_parked": self.kernel_parked,
             "wrong_bytes": self.wrong_bytes,
             "touch_cpu_us": self.cpu_ns / 1000,
-            "fault_us": {
-                "min": sorted.first(),
-                "median": at(50),
-                "p99": at(99),
-                "max": sorted.last(),
-                "mean": sum.checked_div(sorted.len() as u64),
-            },
+            "fault_us": distribution(&self.latencies_us),
         })
     }
+}
+
+/// What is reported of many times.
+pub fn distribution(us: &[u32]) -> Value {
+    let mut sorted = us.to_vec();
+    sorted.sort_unstable();
+    let at = |percent: usize| {
+        sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)))
+    };
+    let sum: u64 = sorted.iter().map(|us| u64::from(*us)).sum();
+    json!({
+        "min": sorted.first(),
+        "median": at(50),
+        "p99": at(99),
+        "max": sorted.last(),
+        "mean": sum.checked_div(sorted.len() as u64),
+    })
 }
 
 #[cfg(test)]

@@ -40,6 +40,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) disk_mib: u32,
     /// The console goes here, with times.
     pub(crate) log: PathBuf,
+    /// Commands for Bochs's debugger; it logs to [`Boot::debugger_log`].
+    pub(crate) debugger: Option<String>,
     /// For each step of the plan: what it may take, in the host's time.
     pub(crate) limits: Vec<Duration>,
 }
@@ -81,6 +83,11 @@ pub(crate) struct Console {
 }
 
 impl Boot<'_> {
+    /// What the debugger said.
+    pub(crate) fn debugger_log(&self) -> PathBuf {
+        self.log.with_file_name(format!("{}.debugger.log", self.name))
+    }
+
     /// Boots, waits for the end of the plan, and returns everything that was reported.
     pub(crate) fn run(&self) -> Result<Console> {
         let mut log = Log::create(&self.log)?;
@@ -242,6 +249,7 @@ mod tests {
             cmdline: "",
             disk_mib: 0,
             log: "x.log".into(),
+            debugger: None,
             limits: vec![seconds(5), seconds(7)],
         };
         let limits: Vec<u64> = (0..3).map(|n| boot.limit(n).as_secs()).collect();

@@ -93,6 +93,8 @@ pub(crate) struct Case {
     pub(crate) skip: Option<String>,
     /// Run only if long ones are asked for.
     pub(crate) long: bool,
+    /// Sections in which Bochs's debugger counts instructions.
+    pub(crate) counted: usize,
 }
 
 /// A suite: its boots and its cases, in the table's order.
@@ -274,7 +276,7 @@ mod tests {
     #[test]
     fn the_real_tables_are_well_formed() {
         let dir = crate::paths::root().join("qemu-tests/cases");
-        for suite in ["test", "demo", "self-check"] {
+        for suite in ["test", "demo", "bench", "self-check"] {
             assert!(!load(&dir, suite).unwrap().cases.is_empty(), "{suite}");
         }
     }

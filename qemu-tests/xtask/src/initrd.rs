@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-mod vmlinux;
+pub(crate) mod vmlinux;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Where L1 finds L2's kernel and initramfs.

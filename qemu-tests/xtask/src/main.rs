@@ -3,6 +3,7 @@
 //! Exit codes: 0 all went well, 1 a test case failed, 2 wrong usage, 3 a tool, the disk or the network is
 //! missing, 4 a kernel tree is of another version or a patch does not apply or does not build.
 
+mod bench;
 mod boot;
 mod cargo;
 mod cases;
@@ -57,6 +58,8 @@ enum Cmd {
     Kernel,
     /// Run every test: on the host, and in booted kernels
     Test(test::TestArgs),
+    /// Measure it: every mode, workload and latency; JSON, charts, docs/performance.md
+    Bench(bench::BenchArgs),
     /// Show it: the modes side by side, a table and a picture
     Demo(demo::DemoArgs),
 }
@@ -91,8 +94,7 @@ fn run() -> anyhow::Result<ExitCode> {
         }
         Err(e) => {
             let text = e.to_string();
-            let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            return Err(fail(Kind::Usage, line, "see `cargo xtask help`"));
+            return Err(fail(Kind::Usage, usage_error(&text), "see `cargo xtask help`"));
         }
     };
     proc::install_signal_handler()?;
@@ -108,9 +110,18 @@ fn run() -> anyhow::Result<ExitCode> {
             println!("{}", kernel.bzimage.display());
         }
         Cmd::Test(args) => return Ok(verdict(test::run(&args)?)),
+        Cmd::Bench(args) => return Ok(verdict(bench::run(&args)?)),
         Cmd::Demo(args) => return Ok(verdict(demo::run(&args)?)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What clap says, on one line: what is wrong, and which values there are.
+fn usage_error(text: &str) -> String {
+    let mut lines = text.lines();
+    let first = lines.next().unwrap_or_default().trim_start_matches("error: ");
+    let values = lines.map(str::trim).find(|line| line.starts_with("[possible values"));
+    values.map_or_else(|| first.to_owned(), |values| format!("{first} {values}"))
 }
 
 fn verdict(ok: bool) -> ExitCode {
@@ -159,4 +170,20 @@ fn patch(args: &PatchArgs) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_usage_error_is_one_line_with_what_would_be_right() {
+        let error = |words: &[&str]| match Cli::try_parse_from(words) {
+            Ok(_) => panic!("accepted: {words:?}"),
+            Err(e) => usage_error(&e.to_string()),
+        };
+        let lane = error(&["xtask", "bench", "--lane", "foo"]);
+        assert_eq!(lane, "invalid value 'foo' for '--lane <LANE>' [possible values: svm, vmx]");
+        assert_eq!(error(&["xtask", "bench", "--fast"]), "unexpected argument '--fast' found");
+    }
 }

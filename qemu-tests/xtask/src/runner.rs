@@ -1,9 +1,11 @@
 //! Running cases: those of one boot share it, and a boot that dies costs only the case that was running.
 
+use crate::bench::probe::Points;
 use crate::boot::{Boot, Console, End, Section};
 use crate::cases::{BootEntry, Case, Suite};
 use crate::initrd::{Kernels, Programs, Step};
 use crate::kernel::{Flavour, Kernel};
+use crate::lane::Lane;
 use crate::paths;
 use crate::record::Record;
 use crate::report::figures;
@@ -145,6 +147,9 @@ fn run_group(
 }
 
 fn boot(lab: &Lab, name: &str, entry: &BootEntry, cases: &[&Case]) -> Result<Console> {
+    let sections: usize = cases.iter().map(|case| case.counted).sum();
+    let counted = entry.lane == Lane::Vmx && sections > 0;
+    let points = counted.then(|| Points::of(&lab.kernel)).transpose()?;
     let plan: Vec<Step> = cases.iter().map(|c| c.step.clone()).collect();
     let initrd = lab.dir.join(format!("{name}.initrd"));
     let client = cases.iter().any(|c| c.client);
@@ -158,7 +163,7 @@ fn boot(lab: &Lab, name: &str, entry: &BootEntry, cases: &[&Case]) -> Result<Con
     // L1 kills a step in its own time; this is for an L1 that does not.
     let limit = |s: &Step| Duration::from_secs(s.timeout_s + 10) * entry.lane.slowness();
     let cmdline = format!("{} {}", entry.lane.l1_cmdline(entry.cpus()), entry.cmdline);
-    Boot {
+    let boot = Boot {
         name,
         lane: entry.lane,
         kernel: &kernel.bzimage,
@@ -168,9 +173,19 @@ fn boot(lab: &Lab, name: &str, entry: &BootEntry, cases: &[&Case]) -> Result<Con
         cmdline: cmdline.trim(),
         disk_mib: entry.disk_mib,
         log: lab.dir.join(format!("{name}.log")),
+        debugger: points.as_ref().map(|points| points.script(sections)),
         limits: plan.iter().map(limit).collect(),
+    };
+    let mut console = boot.run()?;
+    if let Some(points) = points {
+        let mut probes = points.read(&boot.debugger_log()).into_iter();
+        for (case, section) in cases.iter().zip(&mut console.steps) {
+            // The last record has to stay the step's own.
+            let of_case: Vec<Record> = probes.by_ref().take(case.counted).collect();
+            section.records.splice(0..0, of_case);
+        }
     }
-    .run()
+    Ok(console)
 }
 
 fn judge(lab: &Lab, case: &Case, section: &Section) -> Result<Outcome> {

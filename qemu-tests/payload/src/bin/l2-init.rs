@@ -1,6 +1,7 @@
 //! `/init` of L2: runs the workloads its kernel command line names, then tells the VMM to stop.
 //!
-//! `veapf.run=NAME[+NAME...]` and `veapf.KEY=VALUE`; each workload's documentation lists its keys. With `veapf.stay=1` the
+//! `veapf.run=NAME[+NAME...]` and `veapf.KEY=VALUE`; each workload's documentation lists its keys. `NAME:KEY=VALUE` holds
+//! for that run only. With `veapf.stay=1` the
 //! machine stays on at the end, under a VMM that knows nothing of the test.
 
 use serde_json::json;
@@ -15,7 +16,7 @@ fn main() {
     }
     system::mount_all();
     let options = Options::from_kernel();
-    let mut names = options.text("run", "info").split('+');
+    let mut names = options.text("run", "info").split('+').map(|run| options.for_run(run).0);
     let device = if names.any(workload::may_use_device) { Device::open() } else { Ok(None) };
     let code = match device {
         Ok(device) => {
@@ -40,8 +41,9 @@ fn main() {
 
 fn run(options: &Options, device: Option<&Device>) -> u8 {
     let mut code = 0;
-    for name in options.text("run", "info").split('+') {
-        if let Err(error) = workload::run(name, options, device) {
+    for run in options.text("run", "info").split('+') {
+        let (name, own) = options.for_run(run);
+        if let Err(error) = workload::run(name, &own, device) {
             let record = json!({"kind": "error", "where": "l2", "workload": name, "error": format!("{error:#}")});
             match device {
                 Some(device) => device.report("", &record),

@@ -125,7 +125,14 @@ pub(super) fn whole(n: isize, expected: usize) -> io::Result<()> {
     }
 }
 
-fn go<F>(name: &str, options: &Options, device: &Device, prefix: &str, one: F) -> Result<()>
+/// Runs `one` for each page of each task.
+pub(super) fn go<F>(
+    name: &str,
+    options: &Options,
+    device: &Device,
+    prefix: &str,
+    one: F,
+) -> Result<()>
 where
     F: Fn(usize, &Slice, usize, u64, &mut Tally) -> io::Result<()> + Send + Sync + 'static,
 {

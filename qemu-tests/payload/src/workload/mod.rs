@@ -4,8 +4,11 @@
 
 mod bad_input;
 mod break_ring;
+mod bystander;
 mod contexts;
 mod dax_file;
+mod execve;
+mod futex_wait;
 mod hypercall;
 mod info;
 mod kernel_io;
@@ -17,6 +20,7 @@ mod memory_hotplug;
 mod mmu_ops;
 mod msr;
 mod nmi;
+mod no_faults;
 mod offline;
 mod page_cache;
 mod parked;
@@ -36,7 +40,7 @@ type Run = fn(&str, &Options, &Device) -> Result<()>;
 type RunAlone = fn(&Options) -> Result<()>;
 
 /// Workloads that need the test device.
-const WITH_DEVICE: [(&str, Run); 23] = [
+const WITH_DEVICE: [(&str, Run); 27] = [
     ("offline", offline::run),
     ("break_ring", break_ring::run),
     ("contexts", contexts::run),
@@ -59,6 +63,10 @@ const WITH_DEVICE: [(&str, Run); 23] = [
     ("nmi", nmi::run),
     ("bad_input", bad_input::run),
     ("idle", user_touch::run_idle),
+    ("no_faults", no_faults::run),
+    ("bystander", bystander::run),
+    ("futex_wait", futex_wait::run),
+    ("execve", execve::run),
     ("reboot", reboot::run),
 ];
 

@@ -31,10 +31,15 @@ pub(super) fn machine(boot: &Boot<'_>) -> Result<Machine> {
     let name = |what: &str| format!("{}.{what}", boot.name);
     let log = name("bochs.log");
     cd_image(boot, dir, &name("isolinux.cfg"), &name("iso"))?;
-    let config = config(boot, &name("iso"), &log);
+    let mut config = config(boot, &name("iso"), &log);
+    if boot.debugger.is_some() {
+        config
+            .push_str(&format!("magic_break: enabled=1\ndebugger_log: {}\n", name("debugger.log")));
+    }
     paths::write_atomic(&dir.join(name("bochsrc")), config.as_bytes())?;
     // Debian's Bochs has its debugger built in, which waits for a command.
-    paths::write_atomic(&dir.join(name("bochs.rc")), b"c\n")?;
+    let commands = boot.debugger.as_deref().unwrap_or("c\n");
+    paths::write_atomic(&dir.join(name("bochs.rc")), commands.as_bytes())?;
     // An old log's last words would be taken for the new one's.
     match std::fs::remove_file(dir.join(&log)) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

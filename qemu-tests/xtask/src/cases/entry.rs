@@ -148,6 +148,7 @@ impl Entry {
             expect,
             skip: self.skip.clone(),
             long: self.long,
+            counted: self.workload.as_ref().map_or(0, |w| w.matches(":magic=1").count()),
         })
     }
 

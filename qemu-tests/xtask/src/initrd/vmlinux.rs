@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 /// The ELF file inside, or the image as it is if it is not packed by gzip: our VMM takes both.
-pub(super) fn unpack(image: Vec<u8>) -> Result<Vec<u8>> {
+pub(crate) fn unpack(image: Vec<u8>) -> Result<Vec<u8>> {
     match payload(&image).filter(|p| p.starts_with(b"\x1f\x8b")) {
         Some(packed) => gunzip(packed).context("unpacking the kernel"),
         None => Ok(image),

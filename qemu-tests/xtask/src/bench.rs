@@ -1,0 +1,242 @@
+//! `cargo xtask bench`: every mode with the same kernel, VMM, pager, workload and latency; bench.json, report.html, and
+//! docs/performance.md.
+
+use crate::cases::{self, Case, Suite};
+use crate::error::{Kind, fail};
+use crate::initrd::Programs;
+use crate::lane::Lane;
+use crate::runner::{self, Lab, Outcome, Status};
+use crate::{kernel, paths, setup};
+use anyhow::{Context, Result};
+use clap::Args;
+use row::{Bench, Row};
+use std::path::{Path, PathBuf};
+
+mod agree;
+mod chart;
+mod charts;
+mod docs;
+mod fields;
+mod page;
+pub(crate) mod probe;
+mod row;
+mod source;
+mod summary;
+mod targets;
+
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// Only this lane
+    #[arg(long, value_name = "LANE")]
+    lane: Option<Lane>,
+    /// Only cases whose name contains this, see qemu-tests/cases/bench.toml
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// A few minutes: fewer faults, and not more than one vCPU
+    #[arg(long)]
+    quick: bool,
+    /// Run it so often; what is exact must agree within 1 %
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=5))]
+    runs: u32,
+    /// Write docs/performance.md and docs/bench.md too
+    #[arg(long)]
+    docs: bool,
+    /// Keep the records of target/bench/bench.json that this run does not replace; it has to be of the same kernel
+    #[arg(long)]
+    keep: bool,
+    /// Run nothing: make the report, and with --docs the documents, from this bench.json
+    #[arg(long, value_name = "JSON", conflicts_with_all = ["lane", "filter", "quick", "runs", "keep", "kernel"])]
+    from: Option<PathBuf>,
+    /// Boot this bzImage instead of building one; it has to be patched and configured like ours
+    #[arg(long, value_name = "BZIMAGE")]
+    kernel: Option<PathBuf>,
+}
+
+/// Runs it; true if every case did what it should, and runs agree.
+pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
+    let dir = paths::target().join("bench");
+    if let Some(from) = &args.from {
+        let bench = read(from)?;
+        write(&bench, &dir, args.docs)?;
+        return Ok(true);
+    }
+    let suite = cases::load(&paths::root().join("qemu-tests/cases"), "bench")?;
+    let selected = select(&suite, args)?;
+    setup::ensure()?;
+    let lab = Lab {
+        kernel: kernel::given_or_built(args.kernel.as_deref())?,
+        debug: None,
+        stock: None,
+        programs: Programs::build()?,
+        dir: dir.clone(),
+    };
+    let mut ok = true;
+    let mut runs: Vec<Vec<Row>> = Vec::new();
+    for _ in 0..args.runs {
+        let outcomes = runner::run(&lab, &suite, &selected)?;
+        ok &= complain(&outcomes);
+        runs.push(row::rows(&selected, &outcomes));
+    }
+    let differences = agree::compare(&runs);
+    let kept = if args.keep { Some(read(&dir.join("bench.json"))?) } else { None };
+    let mut bench = Bench {
+        schema: row::SCHEMA,
+        quick: args.quick,
+        runs: args.runs,
+        kernel: lab.kernel.key.clone(),
+        differences: differences.iter().map(ToString::to_string).collect(),
+        records: runs.pop().unwrap_or_default(),
+    };
+    if let Some(kept) = kept {
+        bench.keep(kept)?;
+    }
+    write(&bench, &dir, args.docs)?;
+    for difference in &differences {
+        println!("FAILED runs differ: {difference}");
+    }
+    Ok(ok && differences.is_empty())
+}
+
+fn select<'a>(suite: &'a Suite, args: &BenchArgs) -> Result<Vec<&'a Case>> {
+    let selected: Vec<&Case> = suite
+        .cases
+        .iter()
+        .filter(|case| !(args.quick && case.long))
+        .filter(|case| args.lane.is_none_or(|lane| lane == case.lane))
+        .filter(|case| args.filter.as_deref().is_none_or(|f| case.name.contains(f)))
+        .collect();
+    if selected.is_empty() {
+        let names: Vec<&str> = suite
+            .cases
+            .iter()
+            .filter(|case| !(args.quick && case.long))
+            .map(|case| case.name.as_str())
+            .collect();
+        return Err(fail(
+            Kind::Usage,
+            "no case of the benchmark is like that",
+            format!("there are {}", names.join(", ")),
+        ));
+    }
+    Ok(selected)
+}
+
+/// Prints what failed; true if nothing did. What such a case reported before is used.
+fn complain(outcomes: &[Outcome]) -> bool {
+    let mut ok = true;
+    for outcome in outcomes.iter().filter(|o| o.status == Status::Failed) {
+        ok = false;
+        println!("FAILED {}", outcome.name);
+        for why in &outcome.why {
+            println!("       {why}");
+        }
+        if let Some(log) = &outcome.log {
+            println!("       log: {}", log.display());
+        }
+    }
+    ok
+}
+
+fn read(path: &Path) -> Result<Bench> {
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        fail(
+            Kind::Usage,
+            format!("{} cannot be read ({e})", path.display()),
+            "give the bench.json of a run",
+        )
+    })?;
+    let bench: Bench = serde_json::from_str(&text).map_err(|e| {
+        fail(
+            Kind::Usage,
+            format!("{} is no bench.json ({e})", path.display()),
+            "give that of a run of `cargo xtask bench`",
+        )
+    })?;
+    if bench.schema != row::SCHEMA {
+        return Err(fail(
+            Kind::Usage,
+            format!("{} has schema {}, not {}", path.display(), bench.schema, row::SCHEMA),
+            "run `cargo xtask bench` again",
+        ));
+    }
+    Ok(bench)
+}
+
+fn write(bench: &Bench, dir: &Path, docs: bool) -> Result<()> {
+    let json = serde_json::to_string_pretty(bench).context("writing bench.json")?;
+    paths::write_atomic(&dir.join("bench.json"), json.as_bytes())?;
+    paths::write_atomic(&dir.join("report.html"), page::page(bench).as_bytes())?;
+    let performance = docs::performance(bench);
+    paths::write_atomic(&dir.join("performance.md"), performance.as_bytes())?;
+    if docs {
+        let docs = paths::root().join("docs");
+        paths::write_atomic(&docs.join("performance.md"), performance.as_bytes())?;
+        paths::write_atomic(&docs.join("bench.md"), docs::schema().as_bytes())?;
+    }
+    println!("\n{}", docs::targets(bench));
+    println!("{}", dir.join("bench.json").display());
+    println!("{}", dir.join("report.html").display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: BenchArgs,
+    }
+
+    fn parse(words: &[&str]) -> Result<BenchArgs, String> {
+        let words = std::iter::once("bench").chain(words.iter().copied());
+        Cli::try_parse_from(words).map(|cli| cli.args).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn wrong_arguments_are_named() {
+        for (words, says) in [
+            (&["--lane", "foo"][..], "invalid value 'foo' for '--lane <LANE>'"),
+            (&["--fast"], "unexpected argument '--fast'"),
+            (&["--runs", "0"], "0 is not in 1..=5"),
+            (&["--runs", "x"], "invalid value 'x' for '--runs <N>'"),
+            (&["--from", "a", "--quick"], "cannot be used with"),
+            (&["quick"], "unexpected argument 'quick'"),
+        ] {
+            let Err(error) = parse(words) else { panic!("accepted: {words:?}") };
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_quick_run_has_no_long_cases() {
+        let suite = cases::load(&paths::root().join("qemu-tests/cases"), "bench").unwrap();
+        let names = |words: &[&str]| -> Result<Vec<String>> {
+            let args = parse(words).unwrap();
+            Ok(select(&suite, &args)?.iter().map(|case| case.name.clone()).collect())
+        };
+        let (quick, full) = (names(&["--quick"]).unwrap(), names(&[]).unwrap());
+        assert!(quick.len() < full.len() && quick.iter().all(|name| full.contains(name)));
+        let vmx = names(&["--lane", "vmx", "--quick", "--filter", "bursts"]).unwrap();
+        assert_eq!(vmx, ["bursts@kvm-apf/vmx", "bursts@ve-apf/vmx", "bursts@hardware/vmx"]);
+        let error = names(&["--filter", "nothing"]).unwrap_err().to_string();
+        assert!(error.contains("no case") && error.contains("bursts@ve-apf/svm"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_none_of_ours_is_refused() {
+        let file = |text: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            read(file.path()).unwrap_err().to_string()
+        };
+        assert!(file("x").contains("is no bench.json"));
+        let other =
+            r#"{"schema":0,"quick":true,"runs":1,"kernel":"","differences":[],"records":[]}"#;
+        assert!(file(other).contains("schema 0"));
+        let missing = read(Path::new("/nonexistent/bench.json")).unwrap_err().to_string();
+        assert!(missing.contains("cannot be read"), "{missing}");
+    }
+}

@@ -1,0 +1,207 @@
+//! docs/performance.md and docs/bench.md.
+
+use super::fields::FIELDS;
+use super::row::{Bench, Row};
+use super::summary::MODES;
+use super::targets;
+use crate::lane::Lane;
+use std::fmt::Write;
+
+/// The targets as a table in Markdown.
+pub(super) fn targets(bench: &Bench) -> String {
+    let mut out =
+        String::from("| figure | target | measured | met | count |\n|---|---|---|---|---|\n");
+    for v in targets::all(bench) {
+        let met = match v.met {
+            Some(true) => "yes",
+            Some(false) => "**no**",
+            None => "-",
+        };
+        let measured = v.measured.as_deref().unwrap_or("-");
+        let _ = writeln!(out, "| {} | {} | {measured} | {met} | {} |", v.figure, v.target, v.count);
+    }
+    out
+}
+
+/// docs/performance.md.
+pub(super) fn performance(bench: &Bench) -> String {
+    let kind = if bench.quick { "a quick run (`--quick`)" } else { "a full run" };
+    let mut out = format!(
+        "# Performance\n\n\
+         Written by `cargo xtask bench --docs` from target/bench/bench.json of {kind}, kernel {}. The fields of that file are\n\
+         described in [bench.md](bench.md), what the figures mean in\n\
+         [note 4](notes/0004-how-it-is-measured.md). PREEMPT, HZ=250; the same kernel in L1 and L2, the same VMM, pager,\n\
+         workload and latency in every mode. Beside the tasks that fault, one computes.\n",
+        bench.kernel
+    );
+    for lane in bench.lanes() {
+        let lane = if lane == "vmx" { Lane::Vmx } else { Lane::Svm };
+        let _ = writeln!(out, "\n* {}: {}", lane.name(), lane.about(lane.cpus()));
+    }
+    let verdicts = targets::all(bench);
+    let count = |met: Option<bool>| verdicts.iter().filter(|v| v.met == met).count();
+    let _ = write!(
+        out,
+        "\n## What must lead\n\n{} figures are met, {} are not, {} were not measured. Where one is not met, the count says what bounds it; what the guest's instructions are made of is in note 4.\n\n{}",
+        count(Some(true)),
+        count(Some(false)),
+        count(None),
+        targets(bench)
+    );
+    if bench.runs > 1 {
+        let differ =
+            if bench.differences.is_empty() { "none".into() } else { bench.differences.join("; ") };
+        let _ = write!(
+            out,
+            "\nRun {} times; exact fields that differed by more than 1 %: {differ}.\n",
+            bench.runs
+        );
+    }
+    for lane in bench.lanes() {
+        let _ = write!(out, "\n## {lane}: break-even\n\n{}", break_even(bench, lane));
+        let _ = write!(out, "\n## {lane}: records\n\n{}", table(bench, lane));
+    }
+    out.push_str(LIMITS);
+    out
+}
+
+fn break_even(bench: &Bench, lane: &str) -> String {
+    let mut out = String::from(
+        "The latency L* below which a stopped vCPU costs less than a task that parks (`cost_us_per_fault` of user_touch):\n\n\
+         | mode | L* |\n|---|---|\n",
+    );
+    for mode in &MODES[1..] {
+        if let Some(at) = bench.break_even(lane, mode) {
+            let _ = writeln!(out, "| {mode} | {at} |");
+        }
+    }
+    out
+}
+
+fn table(bench: &Bench, lane: &str) -> String {
+    let mut out = String::from(
+        "| workload | vCPUs | tasks | L, us | mode | faults | parked | exits/fault | by reason | useful share | p50 - L, us | p99 - L, us |\n\
+         |---|--:|--:|--:|---|--:|--:|--:|---|--:|--:|--:|\n",
+    );
+    let mut rows: Vec<&Row> =
+        bench.records.iter().filter(|r| r.key.lane == lane && r.all_faults() > 0.0).collect();
+    let mode = |row: &Row| MODES.iter().position(|m| *m == row.key.mode);
+    rows.sort_by_key(|r| {
+        (r.key.workload.clone(), r.key.vcpus, r.key.tasks, r.key.latency_us, mode(r))
+    });
+    let mut unresolved = false;
+    for row in rows {
+        let number = |name: &str, digits: usize| {
+            row.number(name).map_or_else(|| "-".into(), |n| format!("{n:.digits$}"))
+        };
+        let parked =
+            row.number("parked").unwrap_or(0.0) + row.number("kernel_parked").unwrap_or(0.0);
+        let late =
+            row.values.get("latency_resolved").and_then(serde_json::Value::as_bool) == Some(false);
+        unresolved |= late;
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {}{} | {} | {:.0} | {:.1} % | {} | {} | {} | {} | {} |",
+            row.key.workload,
+            row.key.vcpus,
+            row.key.tasks,
+            row.key.latency_us,
+            if late { " (!)" } else { "" },
+            row.key.mode,
+            row.all_faults(),
+            100.0 * parked / row.all_faults(),
+            number("exits_per_fault", 2),
+            row.reasons(),
+            number("useful_share", 3),
+            number("late_p50_us", 0),
+            number("late_p99_us", 0),
+        );
+    }
+    if unresolved {
+        out.push_str("\n(!): the pager delivered later than asked for by more than a fifth of the latency, on this emulator: compare the\nmodes with each other, not with the latency.\n");
+    }
+    out
+}
+
+const LIMITS: &str = "
+## Not measured
+
+* A polling host: `host_flags` is never set, so that there is no figure without a doorbell.
+* Rates of several vCPUs: QEMU's TCG cannot run two SVM guests at a time ([note 4](notes/0004-how-it-is-measured.md)), and L1
+  has one CPU in Bochs.
+* No faults: a boot differs from the next by more than the 0.01 % asked for.
+* The restore of a real server to its first answer.
+* Instructions per fault under svm: QEMU's TCG is run without -icount, since it has two CPUs there.
+";
+
+/// docs/bench.md.
+pub(super) fn schema() -> String {
+    let mut out = String::from(
+        "# bench.json\n\n\
+         `cargo xtask bench` writes target/bench/bench.json and target/bench/report.html; `--quick` takes minutes, `--runs 2` checks that what\n\
+         is exact repeats within 1 %, `--docs` writes docs/performance.md and this page. A file has `schema` (1), `quick`, `runs`,\n\
+         `kernel`, `differences` (exact fields that did not repeat) and `records`. No two records have the same `lane` (svm, vmx), `mode`\n\
+         (blocking, kvm-apf, injected, hardware), `workload`, `vcpus`, `tasks` and `latency_us`. Injected mode is what the case\n\
+         tables call ve-apf. Of the fields below each record has all. One that has no value is null, and `absent` says why; of the others\n\
+         `how` says how they were taken, and `exact` lists those that repeat.\n\n\
+         | field | meaning | how | exact |\n|---|---|---|---|\n",
+    );
+    for field in FIELDS {
+        let _ = writeln!(
+            out,
+            "| `{}` | {} | {} | {} |",
+            field.name,
+            field.what,
+            field.how,
+            field.exact.name()
+        );
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::row::{SCHEMA, tests::row};
+    use super::*;
+    use crate::cases::Mode;
+    use crate::paths;
+    use serde_json::json;
+
+    #[test]
+    fn the_schema_is_documented() {
+        let page = std::fs::read_to_string(paths::root().join("docs/bench.md")).unwrap();
+        assert_eq!(
+            page,
+            schema(),
+            "`cargo xtask bench --from target/bench/bench.json --docs` writes it"
+        );
+        assert!(schema().contains(&format!("`schema` ({SCHEMA})")));
+    }
+
+    #[test]
+    fn the_page_says_how_it_was_run_and_which_latencies_were_not_kept() {
+        let late = json!({"pager": {"deliveries": 1, "late_us": 9000}});
+        let records = vec![
+            row(Mode::VeApf, "user_touch", late),
+            row(Mode::Blocking, "user_touch", json!({})),
+        ];
+        let mut bench = Bench {
+            schema: SCHEMA,
+            quick: true,
+            runs: 1,
+            kernel: "abc".into(),
+            differences: Vec::new(),
+            records,
+        };
+        let page = performance(&bench);
+        assert!(
+            page.contains("quick run") && page.contains("kernel abc") && page.contains("10000 (!)")
+        );
+        let blocking = page.lines().find(|l| l.contains("| blocking |")).unwrap();
+        assert!(blocking.contains("| 10000 | blocking | 100 | 99.0 % | 2.00 |"), "{blocking}");
+        bench.quick = false;
+        assert!(performance(&bench).contains("full run"));
+        let columns = |line: &str| line.matches(" | ").count();
+        assert!(targets(&bench).lines().skip(2).all(|line| columns(line) == 4));
+    }
+}
