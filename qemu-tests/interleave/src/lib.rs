@@ -18,7 +18,6 @@ pub mod choices;
 pub mod cpu;
 pub mod exits;
 pub mod explore;
-mod faults;
 pub mod fiber;
 pub mod guest;
 pub mod hash;

@@ -112,9 +112,7 @@ impl<'a> ModelRing<'a> {
         let allowed = match (self.side, from, to) {
             (_, SlotState::NONE, SlotState::CAN_CONTINUE) => next,
             (Side::Host, SlotState::NONE, SlotState::FAIL) => {
-                let budget = self.thread.world.scenario.budget.deadlines;
-                let late = model.cause == VE_APF_CAUSE_DEADLINE && state.budget.deadlines < budget;
-                if frame != Frame::Gone && !late {
+                if frame != Frame::Gone {
                     self.violate(format!("slot {}: FAIL of a page that is not gone", slot.get()));
                 }
                 next

@@ -9,7 +9,6 @@ mod hold;
 mod init;
 mod nmi;
 mod park;
-mod stopped;
 mod story1;
 mod story2;
 
@@ -54,6 +53,5 @@ pub(crate) static ALL: &[Test] = &[
     held::FLAG,
     held::LAPIC,
     init::INIT,
-    stopped::STOPPED,
     hold::HOLD,
 ];

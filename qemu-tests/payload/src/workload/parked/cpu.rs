@@ -45,8 +45,7 @@ fn switch(online: bool) -> Result<()> {
     std::fs::write(path, if online { "1" } else { "0" }).context(path)
 }
 
-/// Faults over which tasks slept so far.
-pub(super) fn parked() -> Result<u64> {
+fn parked() -> Result<u64> {
     let counters = GuestCounters::read().ve_apf.context("no ve-apf in this guest")?;
     counters.get("parked").copied().context("ve-apf does not count what is parked")
 }

@@ -4,7 +4,6 @@
 use anyhow::{Result, ensure};
 
 use super::cgroup::Cgroup;
-use super::crowd;
 use super::party::Party;
 use super::touch::{self, EXEC, EXIT, JOIN};
 use super::{cpu, memslot};
@@ -14,7 +13,7 @@ use crate::sys;
 type Script = fn(&mut Party<'_>) -> Result<()>;
 
 /// All of them.
-pub(super) const ALL: [(&str, Script); 27] = [
+pub(super) const ALL: [(&str, Script); 25] = [
     ("touched", touched),
     ("killed", killed),
     ("killed_in_kernel", killed_in_kernel),
@@ -32,8 +31,6 @@ pub(super) const ALL: [(&str, Script); 27] = [
     ("vfork", vfork),
     ("migrated", migrated),
     ("beside", beside),
-    ("crowded", crowd::crowded),
-    ("expired", crowd::expired),
     ("offlined", cpu::offlined),
     ("offlined_in_kernel", cpu::offlined_in_kernel),
     ("ring_off", cpu::ring_off),

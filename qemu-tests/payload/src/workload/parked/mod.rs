@@ -7,7 +7,6 @@
 
 mod cgroup;
 mod cpu;
-mod crowd;
 mod events;
 mod memslot;
 mod party;
@@ -26,7 +25,7 @@ use crate::options::Options;
 use crate::{dmesg, process, sys};
 use party::Party;
 
-/// Slots of a ring.
+/// Pages, and slots of a ring.
 const MOST: usize = 62;
 
 /// `parked_EVENT`.
@@ -38,8 +37,7 @@ pub(super) fn run(event: &str, options: &Options, device: &Device) -> Result<()>
     process::only_one_thread()?;
     // All slots are those of one ring.
     sys::pin_to(0)?;
-    // One page more than there are slots.
-    let arena = Arena::anonymous(device, MOST + 1)?;
+    let arena = Arena::anonymous(device, MOST)?;
     let slice = arena.slices(1).remove(0);
     device.set_policy(&[], PolicyArgs { never: true, ..PolicyArgs::fixed(0) })?;
 
