@@ -33,6 +33,8 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
         device.evict(slice.frames(), round)?;
         kills.push(kill_one(device, &slice, limit)?);
         device.restore_all()?;
+        // Taken away again before the host could map it, twice, the page would have the vCPU wait for it.
+        std::thread::sleep(Duration::from_millis(400));
         tally.faults += 1;
         tally.wrong_bytes += slice.wrong_bytes(0, round, 0..PAGE_WORDS);
     }
