@@ -144,4 +144,10 @@ impl Values {
         let index = NAMES.iter().position(|one| *one == name);
         index.and_then(|i| self.0.get(i)).copied().unwrap_or(0)
     }
+
+    /// Faults whose tasks slept, or were about to when the page was there already: the host may be
+    /// that fast.
+    pub fn parked_or_early(&self) -> u64 {
+        self.get("parked") + self.get("early")
+    }
 }

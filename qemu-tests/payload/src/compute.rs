@@ -82,14 +82,20 @@ pub fn pin(cpu: Option<usize>) {
     }
 }
 
+/// Computes for so many steps, each of which needs the one before.
+#[inline]
+pub fn work(steps: u64) {
+    let mut x = 1u64;
+    for _ in 0..steps {
+        x = black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+    }
+}
+
 fn compute(stop: &AtomicBool) -> Share {
     let (wall, cpu) = (sys::now_ns(), sys::thread_cpu_ns());
     let mut iterations = 0;
-    let mut x = 1u64;
     while !stop.load(Ordering::Relaxed) {
-        for _ in 0..1000 {
-            x = black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
-        }
+        work(1000);
         iterations += 1000;
     }
     Share { iterations, cpu_ns: sys::thread_cpu_ns() - cpu, wall_ns: sys::now_ns() - wall }

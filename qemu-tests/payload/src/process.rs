@@ -96,12 +96,7 @@ pub fn trace(pid: i32, what: Trace) -> io::Result<()> {
 
 /// From now on `pid` runs on `cpu` only.
 pub fn move_to(pid: i32, cpu: usize) -> io::Result<()> {
-    // SAFETY: cpu_set_t is plain bits; all zero is the empty set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: CPU_SET ignores numbers beyond the set.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: `set` lives through the call and its size is passed.
-    check(unsafe { libc::sched_setaffinity(pid, size_of_val(&set), &set) }.into())
+    sys::run_on(pid, cpu..cpu + 1)
 }
 
 /// The CPU that the caller runs on.

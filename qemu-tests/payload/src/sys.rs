@@ -44,18 +44,19 @@ pub fn gettid() -> i32 {
 
 /// Pins the calling thread to one CPU.
 pub fn pin_to(cpu: usize) -> io::Result<()> {
-    run_on(cpu..cpu + 1)
+    run_on(0, cpu..cpu + 1)
 }
 
 /// The calling thread, and what it starts, runs on no CPU but those after the first, if there are any.
 pub fn spare_first_cpu() -> io::Result<()> {
     match cpus_online() {
         1 => Ok(()),
-        count => run_on(1..count),
+        count => run_on(0, 1..count),
     }
 }
 
-fn run_on(cpus: Range<usize>) -> io::Result<()> {
+/// From now on thread `pid`, or the caller if that is 0, runs on these CPUs only.
+pub fn run_on(pid: i32, cpus: Range<usize>) -> io::Result<()> {
     // SAFETY: cpu_set_t is plain bits; all zero is the empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     for cpu in cpus {
@@ -63,7 +64,7 @@ fn run_on(cpus: Range<usize>) -> io::Result<()> {
         unsafe { libc::CPU_SET(cpu, &mut set) };
     }
     // SAFETY: `set` lives through the call and its size is passed.
-    let rc = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) };
+    let rc = unsafe { libc::sched_setaffinity(pid, size_of_val(&set), &set) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

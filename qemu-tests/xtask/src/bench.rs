@@ -5,7 +5,7 @@ use crate::cases::{self, Case, Suite};
 use crate::error::{Kind, fail};
 use crate::initrd::Programs;
 use crate::lane::Lane;
-use crate::runner::{self, Lab, Outcome, Status};
+use crate::runner::{self, Lab};
 use crate::{kernel, paths, setup};
 use anyhow::{Context, Result};
 use clap::Args;
@@ -74,7 +74,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
     let mut runs: Vec<Vec<Row>> = Vec::new();
     for _ in 0..args.runs {
         let outcomes = runner::run(&lab, &suite, &selected)?;
-        ok &= complain(&outcomes);
+        // What a case that failed reported before is used.
+        ok &= runner::print_failures(&outcomes);
         runs.push(row::rows(&selected, &outcomes));
     }
     let differences = agree::compare(&runs);
@@ -119,22 +120,6 @@ fn select<'a>(suite: &'a Suite, args: &BenchArgs) -> Result<Vec<&'a Case>> {
         ));
     }
     Ok(selected)
-}
-
-/// Prints what failed; true if nothing did. What such a case reported before is used.
-fn complain(outcomes: &[Outcome]) -> bool {
-    let mut ok = true;
-    for outcome in outcomes.iter().filter(|o| o.status == Status::Failed) {
-        ok = false;
-        println!("FAILED {}", outcome.name);
-        for why in &outcome.why {
-            println!("       {why}");
-        }
-        if let Some(log) = &outcome.log {
-            println!("       log: {}", log.display());
-        }
-    }
-    ok
 }
 
 fn read(path: &Path) -> Result<Bench> {

@@ -5,7 +5,7 @@ use crate::error::{Kind, fail};
 use crate::initrd::Programs;
 use crate::lane::Lane;
 use crate::report::{figures, html, svg, timeline};
-use crate::runner::{self, Lab, Outcome, Status};
+use crate::runner::{self, Lab, Status};
 use crate::{kernel, paths, setup};
 use anyhow::{Context, Result};
 use clap::Args;
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
     if picture.is_none() {
         println!("no picture: no case reported a trace");
     }
-    Ok(report_failures(&outcomes))
+    Ok(runner::print_failures(&outcomes))
 }
 
 fn draw(pictures: &[timeline::Timeline]) -> Option<String> {
@@ -107,19 +107,4 @@ fn note(mode: &str) -> &'static str {
         "hardware" => "the same, and the CPU itself tells the guest: a missing page is no VM exit",
         _ => "the task parks, in user mode and in the kernel; the vCPU goes on with the others",
     }
-}
-
-fn report_failures(outcomes: &[Outcome]) -> bool {
-    let mut ok = true;
-    for outcome in outcomes.iter().filter(|o| o.status == Status::Failed) {
-        ok = false;
-        println!("FAILED {}", outcome.name);
-        for why in &outcome.why {
-            println!("       {why}");
-        }
-        if let Some(log) = &outcome.log {
-            println!("       log: {}", log.display());
-        }
-    }
-    ok
 }

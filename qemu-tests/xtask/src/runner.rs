@@ -94,6 +94,22 @@ pub(crate) fn run(lab: &Lab, suite: &Suite, cases: &[&Case]) -> Result<Vec<Outco
     Ok(outcomes)
 }
 
+/// Prints what failed; true if nothing did.
+pub(crate) fn print_failures(outcomes: &[Outcome]) -> bool {
+    let mut ok = true;
+    for outcome in outcomes.iter().filter(|o| o.status == Status::Failed) {
+        ok = false;
+        println!("FAILED {}", outcome.name);
+        for why in &outcome.why {
+            println!("       {why}");
+        }
+        if let Some(log) = &outcome.log {
+            println!("       log: {}", log.display());
+        }
+    }
+    ok
+}
+
 /// Boots until every case of the group had its turn.
 fn run_group(
     lab: &Lab,

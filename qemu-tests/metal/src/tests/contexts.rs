@@ -1,4 +1,6 @@
 //! Missing pages in every context there is: the task sleeps where it may, elsewhere the vCPU stops, for the right reason.
+//!
+//! Options: `latency` (us), where the vCPU stops: long enough that it has stopped before the page is there.
 
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -24,7 +26,7 @@ struct Context {
 }
 
 const ALL: [Context; 8] = [
-    Context { name: "task", enter: |_| read(), injected: Some("parked"), hardware: "parked" },
+    Context { name: "task", enter: task, injected: Some("parked"), hardware: "parked" },
     Context {
         name: "interrupts_off",
         enter: |_| interrupts::without_interrupts(read),
@@ -107,6 +109,14 @@ fn read() {
     READS.fetch_add(1, SeqCst);
 }
 
+/// Where the page comes as soon as the task sleeps, and no sooner.
+fn task(cpu: &'static Cpu) {
+    device::set_policy([], PolicyArgs { never: true, ..PolicyArgs::fixed(0) });
+    cpu.sched.spawn(|_| _ = device::restore_all(), 0);
+    read();
+    cpu.sched.join();
+}
+
 fn atomic(cpu: &Cpu, work: impl FnOnce()) {
     cpu.preempt_off.fetch_add(1, SeqCst);
     work();
@@ -119,13 +129,14 @@ fn interrupt(handler: trap::Handler) {
 }
 
 fn contexts(check: &mut Check<'_>) {
-    device::set_policy([], PolicyArgs::fixed(check.boot.options.number("latency", 2000)));
+    let stopped = PolicyArgs::fixed(check.boot.options.number("latency", 50_000));
     let command =
         device::prepare_evict(2, [arena::frames(PAGE..PAGE + 1)], device::Content::Pattern(ROUND));
     COMMAND.store(command, SeqCst);
     for context in &ALL {
         READS.store(0, SeqCst);
         VALUE.store(0, SeqCst);
+        device::set_policy([], stopped);
         let counts = check.counted(|check| (context.enter)(check.cpu));
         let name = context.name;
         check.equal(format_args!("reads in {name}"), READS.load(SeqCst), 1);

@@ -62,8 +62,7 @@ fn walk_all(check: &mut Check<'_>, tasks: usize, each: usize, policy: PolicyArgs
     check.number("parked", counts.get("parked"));
     check.ratio("exits_per_fault", exits, faults);
     check.equal("spurious #VE", counts.get("spurious"), 0);
-    // A page may be there before its task sleeps.
-    check.equal("parked, or just not", counts.get("parked") + counts.get("early"), faults);
+    check.equal("parked, or just not", counts.parked_or_early(), faults);
     (faults, exits)
 }
 
@@ -149,11 +148,7 @@ fn every_cpu(check: &mut Check<'_>) {
     for (cpu, before) in ve_apf_metal::cpu::all().iter().zip(before).take(cpus) {
         let counts = cpu.counters.values().since(before);
         faults += counts.get("faults");
-        check.equal(
-            "parked, or just not",
-            counts.get("parked") + counts.get("early"),
-            counts.get("faults"),
-        );
+        check.equal("parked, or just not", counts.parked_or_early(), counts.get("faults"));
         check.equal("rescued", counts.get("rescued"), 0);
     }
     check.number("cpus", cpus.min(CPUS) as u64);

@@ -105,7 +105,7 @@ fn each_page(check: &mut Check<'_>) {
             let missed = met.frames().any(|asked| asked == frame);
             let alone = met.counts.get("faults") == 1;
             (*stopped, *handled) = (missed && alone, missed && !alone);
-            let parked = met.counts.get("parked") + met.counts.get("early");
+            let parked = met.counts.parked_or_early();
             check.that(format_args!("parked {parked} times without {}", Name(frame)), parked >= 1);
         }
     });

@@ -5,10 +5,10 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use serde_json::json;
 
+use super::migration::{MIGRATION, allow_postcopy};
 use super::walked::{Story, Vm};
 use super::{cgroup, conclude};
 
-const SOCKET: &str = "unix:/tmp/migrations";
 /// QEMUs are called by turns: the name is their cgroup's, too.
 const NAMES: [&str; 2] = ["here", "there"];
 
@@ -42,7 +42,7 @@ pub fn run(device: &str, how: How, rounds: usize, append: &str) -> Result<()> {
     for left in (0..rounds).rev() {
         vm.swap_out()?;
         // A guest that resets has failed; it stays to be looked at.
-        let stays = ["-incoming", SOCKET, "-action", "reboot=shutdown,shutdown=pause"];
+        let stays = ["-incoming", MIGRATION, "-action", "reboot=shutdown,shutdown=pause"];
         let mut next = Vm::start(NAMES[left % 2], append, &stays)?;
         let moved = migrate(&mut vm, &mut next, how, &mut story);
         requests += moved.inspect_err(|_| {
@@ -60,18 +60,14 @@ pub fn run(device: &str, how: How, rounds: usize, append: &str) -> Result<()> {
 
 /// Moves it; returns how many pages the guest asked for.
 fn migrate(source: &mut Vm, target: &mut Vm, how: How, story: &mut Story) -> Result<u64> {
-    // As fast as it can, and stopped for as long as it takes: the guest writes to all its memory.
-    let mut speed = json!({"max-bandwidth": 1_u64 << 34, "downtime-limit": 20_000});
     if how == How::Postcopy {
-        let postcopy = json!({"capabilities": [{"capability": "postcopy-ram", "state": true}]});
-        for vm in [&mut *source, &mut *target] {
-            vm.qmp.run("migrate-set-capabilities", postcopy.clone())?;
-        }
-        // Slow, so that the guest at the destination meets missing pages.
-        speed = json!({"max-bandwidth": 4 << 20, "max-postcopy-bandwidth": 12 << 20});
+        allow_postcopy(&mut source.qmp, &mut target.qmp)?;
+    } else {
+        // As fast as it can, and stopped for as long as it takes: the guest writes to all its memory.
+        let fast = json!({"max-bandwidth": 1_u64 << 34, "downtime-limit": 20_000});
+        source.qmp.run("migrate-set-parameters", fast)?;
     }
-    source.qmp.run("migrate-set-parameters", speed)?;
-    source.qmp.run("migrate", json!({"uri": SOCKET}))?;
+    source.qmp.run("migrate", json!({"uri": MIGRATION}))?;
     if how == How::Postcopy {
         source.qmp.migration_until(&["active"], Duration::from_secs(30))?;
         source.swap_out()?;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::conclude;
-use super::migration::{MIGRATION, start};
+use super::migration::{MIGRATION, allow_postcopy, start};
 use super::qemu::Qemu;
 use super::qmp::Qmp;
 
@@ -17,7 +17,7 @@ pub fn run(append: &str) -> Result<()> {
         // It stays until all of its memory has moved, or the source waits for a destination that is gone.
         "veapf.run=walk veapf.mib=96 veapf.tasks=8 veapf.seconds=25 veapf.stay=1 {append}"
     );
-    let start = |name: &str, more: &[&str]| start(name, "192", &append, more);
+    let start = |name: &str, more: &[&str]| start(name, "192", &append, more, None);
     let (mut source, mut source_qmp) = start("source", &[])?;
     source.wait_for("kind", "walking", Duration::from_secs(120))?;
     // A guest that resets has failed; it stays to be looked at.
@@ -33,13 +33,7 @@ pub fn run(append: &str) -> Result<()> {
 
 /// Moves the guest; returns its record, and how many pages it asked for.
 fn migrate(source: &mut Qmp, target: &mut Qmp, guest: &mut Qemu) -> Result<(Value, Value)> {
-    for qmp in [&mut *source, &mut *target] {
-        let postcopy = json!({"capabilities": [{"capability": "postcopy-ram", "state": true}]});
-        qmp.run("migrate-set-capabilities", postcopy)?;
-    }
-    // Slow, so that the guest at the destination meets missing pages.
-    let slow = json!({"max-bandwidth": 4 << 20, "max-postcopy-bandwidth": 12 << 20});
-    source.run("migrate-set-parameters", slow)?;
+    allow_postcopy(source, target)?;
     source.run("migrate", json!({"uri": MIGRATION}))?;
     source.migration_until(&["active"], Duration::from_secs(30))?;
     source.run("migrate-start-postcopy", json!({}))?;

@@ -13,7 +13,7 @@ use super::qemu::CPU;
 /// Runs it.
 pub fn run(append: &str) -> Result<()> {
     let append = format!("veapf.run=walk veapf.mib=64 veapf.tasks=8 veapf.seconds=25 {append}");
-    let start = |name: &str, more: &[&str]| start(name, "160", &append, more);
+    let start = |name: &str, more: &[&str]| start(name, "160", &append, more, None);
     let (mut source, mut qmp) = start("source", &[])?;
     source.wait_for("kind", "walking", Duration::from_secs(120))?;
     // Asynchronous page faults by interrupt are what ve-apf is offered beside. The last -cpu counts.

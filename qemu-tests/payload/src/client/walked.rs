@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 
 use super::cgroup::Cgroup;
-use super::qemu::{Guest, MICROVM, Qemu};
+use super::migration::start;
+use super::qemu::Qemu;
 use super::qmp::Qmp;
 
 /// MiB of L2, of which its tasks use `WALKED`.
@@ -27,24 +28,13 @@ pub(super) struct Vm {
 impl Vm {
     /// Starts one whose cgroup is `name`; `append` is of L2's kernel command line, `more` are QEMU's arguments.
     pub(super) fn start(name: &str, append: &str, more: &[&str]) -> Result<Vm> {
-        let socket = format!("/tmp/qmp-{name}");
-        let mut more: Vec<String> = more.iter().map(|word| (*word).to_owned()).collect();
-        more.extend(["-qmp".to_owned(), format!("unix:{socket},server=on,wait=off")]);
         let cgroup = Cgroup::create(name)?;
         let procs = cgroup.procs();
         let append = format!(
             "veapf.run=walk veapf.mib={WALKED} veapf.tasks=8 veapf.typed=1 veapf.rest_ms=10 veapf.every_ms=500 veapf.stay=1 {append}"
         );
-        let guest = Guest {
-            machine: MICROVM,
-            memory: MEMORY,
-            vcpus: 1,
-            append: &append,
-            more: &more,
-            cgroup: Some(&procs),
-        };
-        let qemu = Qemu::start(name, &guest)?;
-        Ok(Vm { qemu, qmp: Qmp::connect(&socket)?, cgroup })
+        let (qemu, qmp) = start(name, MEMORY, &append, more, Some(&procs))?;
+        Ok(Vm { qemu, qmp, cgroup })
     }
 
     /// Swaps most of it out, and lets its tasks meet that.

@@ -6,7 +6,6 @@
 //! (`user`, or `kernel`: pread() into the page), `period` (us that the bystander sleeps), `compute`.
 
 use std::fs::File;
-use std::hint::black_box;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +19,7 @@ use ve_apf_testdev::PAGE_WORDS;
 use super::kernel_io::{read_into, source_file};
 use super::team::Team;
 use crate::arena::{Arena, Slice};
-use crate::compute::{Computers, pin};
+use crate::compute::{Computers, pin, work};
 use crate::device::Device;
 use crate::options::Options;
 use crate::section::{Section, pinned};
@@ -123,10 +122,7 @@ impl Bystander {
             while !stopped.load(Ordering::Relaxed) {
                 let began = sys::now_ns();
                 sleep(period);
-                let mut x = 1u64;
-                for _ in 0..WORK {
-                    x = black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
-                }
+                work(WORK);
                 let took = Duration::from_nanos(sys::now_ns() - began);
                 let us = took.saturating_sub(period).as_micros();
                 late.push(u32::try_from(us).unwrap_or(u32::MAX));

@@ -5,13 +5,13 @@
 //! those of L1 and L2 together. Options: `rounds`, `work` (of a round, in
 //! thousands of steps that compute, hundreds of system calls, and so on).
 
-use std::hint::black_box;
 use std::io::{Read, Write, pipe};
 use std::thread::{Builder, JoinHandle};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use crate::compute::work;
 use crate::device::Device;
 use crate::options::Options;
 use crate::section::Section;
@@ -20,7 +20,7 @@ use crate::tally::Tally;
 
 /// `no_faults`.
 pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> {
-    let (rounds, work) = (options.number("rounds", 3)?, options.number("work", 200)?);
+    let (rounds, size) = (options.number("rounds", 3)?, options.number("work", 200)?);
     let (mut to, mut from, echo) = echo_task()?;
     // Once before, so that nothing is done for the first time.
     round(1, &mut to, &mut from)?;
@@ -28,7 +28,7 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     let mut counts = Vec::new();
     for _ in 0..rounds {
         let began = tsc();
-        round(work, &mut to, &mut from)?;
+        round(size, &mut to, &mut from)?;
         counts.push(tsc() - began);
     }
     let measured = section.end()?;
@@ -38,28 +38,25 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     }
     let all = counts.iter().sum::<u64>();
     counts.sort_unstable();
-    let more = json!({"rounds": rounds, "work": work, "tsc": {
+    let more = json!({"rounds": rounds, "work": size, "tsc": {
         "least": counts.first(), "median": counts.get(counts.len() / 2), "most": counts.last(), "sum": all,
     }});
     measured.report(device, name, 0, 0, &Tally::default(), more);
     Ok(())
 }
 
-fn round(work: u64, to: &mut impl Write, from: &mut impl Read) -> Result<()> {
-    let mut x = 1u64;
-    for _ in 0..work * 1000 {
-        x = black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
-    }
-    for _ in 0..work * 100 {
+fn round(size: u64, to: &mut impl Write, from: &mut impl Read) -> Result<()> {
+    work(size * 1000);
+    for _ in 0..size * 100 {
         // SAFETY: takes nothing, changes nothing.
         unsafe { libc::syscall(libc::SYS_getppid) };
     }
     let mut byte = [0; 1];
-    for _ in 0..work * 10 {
+    for _ in 0..size * 10 {
         to.write_all(&[7])?;
         from.read_exact(&mut byte)?;
     }
-    for _ in 0..work {
+    for _ in 0..size {
         Pages::fresh(8)?;
     }
     Ok(())

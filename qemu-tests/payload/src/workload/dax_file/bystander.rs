@@ -1,7 +1,6 @@
 //! Tasks that have nothing to do with the file: one computes, one writes, syncs and verifies another file of the same
 //! file system.
 
-use std::hint::black_box;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -13,6 +12,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::file::{DaxFile, page_content};
+use crate::compute::work;
 use crate::sys::PAGE;
 
 #[derive(Default)]
@@ -70,11 +70,8 @@ impl Bystanders {
 }
 
 fn compute(shared: &Shared) {
-    let mut x = 1_u64;
     while !shared.stop.load(Relaxed) {
-        for _ in 0..10_000 {
-            x = black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
-        }
+        work(10_000);
         shared.computed.fetch_add(1, Relaxed);
     }
 }

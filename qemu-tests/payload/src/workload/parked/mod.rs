@@ -25,6 +25,8 @@ use crate::options::Options;
 use crate::{dmesg, process, sys};
 use party::Party;
 
+/// Time for the host to tell of the pages of the round before.
+pub(super) const SETTLE: Duration = Duration::from_millis(400);
 /// Pages, and slots of a ring.
 const MOST: usize = 62;
 
