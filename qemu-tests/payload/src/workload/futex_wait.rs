@@ -1,7 +1,7 @@
 //! FUTEX_WAIT on a word of a missing page, which does not hold the value: the kernel reads it, and says so.
 //!
-//! The kernel's first look is with page faults disabled, where nobody may sleep. Options: `tasks`, `pages` (of each task),
-//! `rounds`.
+//! The look that counts is with page faults disabled, where nobody may sleep: by then the task has waited for the page.
+//! Options: `tasks`, `pages` (of each task), `rounds`.
 
 use std::io;
 use std::ptr::null;

@@ -54,7 +54,7 @@ pub(super) fn charts(bench: &Bench, lane: &str) -> Vec<Chart> {
         ),
         (
             "Kernel-mode faults that parked.",
-            "%; a futex word is read first where nobody may sleep.".into(),
+            "%".into(),
             parked(bench, lane),
         ),
         (

@@ -5,7 +5,7 @@ use crate::bench::row::{Bench, Row};
 use crate::lane::{BOCHS_IPS, Lane};
 
 /// System calls on user data in code that may sleep.
-const SLEEPABLE: [&str; 4] = ["kernel_read", "kernel_write", "page_cache", "execve"];
+const SLEEPABLE: [&str; 5] = ["kernel_read", "kernel_write", "page_cache", "futex_wait", "execve"];
 /// The latency of the useful shares.
 const LONG_US: u64 = 10_000;
 
@@ -39,18 +39,13 @@ pub(super) fn kernel_parked(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
     }
 }
 
-/// Of the workloads with faults, the worst: those at long latencies, the others, and what cannot park anywhere.
+/// Of the workloads with faults, the worst: those at long latencies, and the others.
 pub(super) fn useful(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
-    const KINDS: [&str; 3] = [
-        "worst workload at 10 ms",
-        "worst workload at shorter latencies",
-        "futex words, which the kernel reads where nobody may sleep",
-    ];
+    const KINDS: [&str; 2] = ["worst workload at 10 ms", "worst workload at shorter latencies"];
     // Nobody computes, tasks wait for each other, or are themselves busy starting programs.
     const NOT_SHARED: [&str; 5] =
         ["one_at_a_time_alone", "bystander", "bystander_kernel", "burst", "execve"];
     let kind = |row: &Row| match row.key.latency_us {
-        _ if row.key.workload == "futex_wait" => KINDS[2],
         LONG_US => KINDS[0],
         _ => KINDS[1],
     };
