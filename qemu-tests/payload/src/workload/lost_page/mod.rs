@@ -4,7 +4,7 @@
 //!
 //! Options: `loss` (none, no_access, truncated, uffd_poison, hw_poison, dead_pager), `when` (before; waiting: the page
 //! is missing at first, and lost when the process waits for it), `sites` (names or groups, separated by commas, with
-//! a minus those that are not; all), `limit_ms` (3000): what takes longer is a hang. Reports under `sites`, by name: `is`, in words, what it came
+//! a minus those that are not; all), `limit_ms` (10000): what takes longer is a hang. Reports under `sites`, by name: `is`, in words, what it came
 //! to, and again when the page was back; and the parts of it. A task that computes shows that others go on (`useful_share`). `kinds`: how many
 //! different things it came to.
 
@@ -60,7 +60,7 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     if waiting && way == Way::DeadPager {
         bail!("veapf.when=waiting: with a dead pager there is nothing else");
     }
-    let limit = Duration::from_millis(options.number("limit_ms", 3000)?);
+    let limit = Duration::from_millis(options.number("limit_ms", 10_000)?);
     let watch = Watch { device, way, waiting, limit };
     device.set_policy(&[], PolicyArgs::fixed(1000))?;
     let section = Section::begin(device, options, name)?;
