@@ -60,9 +60,15 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
         write(&bench, &dir, args.docs)?;
         return Ok(true);
     }
-    let suite = cases::load(&paths::root().join("qemu-tests/cases"), "bench")?;
-    let selected = select(&suite, args)?;
+    let mut suite = cases::load(&paths::root().join("qemu-tests/cases"), "bench")?;
+    let server_wanted = select(&suite, args)?.iter().any(|case| case.server);
     setup::ensure()?;
+    if server_wanted {
+        if let Err(why) = setup::ensure_server() {
+            suite.skip_server(&format!("{why:#}"));
+        }
+    }
+    let selected = select(&suite, args)?;
     let lab = Lab {
         kernel: kernel::given_or_built(args.kernel.as_deref())?,
         debug: None,

@@ -87,6 +87,8 @@ pub(crate) struct Case {
     pub(crate) client: bool,
     /// Wants Debian's kernel.
     pub(crate) stock: bool,
+    /// Wants Debian's memcached.
+    pub(crate) server: bool,
     /// What must hold.
     pub(crate) expect: Vec<Expectation>,
     /// Why it is not run.
@@ -110,6 +112,13 @@ impl Suite {
     pub(crate) fn skip_long(&mut self) {
         for case in self.cases.iter_mut().filter(|c| c.long) {
             case.skip.get_or_insert_with(|| "takes long: --long runs it".to_owned());
+        }
+    }
+
+    /// Cases that want Debian's memcached are not run, because of `why`.
+    pub(crate) fn skip_server(&mut self, why: &str) {
+        for case in self.cases.iter_mut().filter(|c| c.server) {
+            case.skip.get_or_insert_with(|| why.to_owned());
         }
     }
 

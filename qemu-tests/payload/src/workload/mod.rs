@@ -25,6 +25,7 @@ mod offline;
 mod page_cache;
 mod parked;
 mod reboot;
+mod restore;
 mod same_page;
 mod stress;
 mod team;
@@ -40,7 +41,7 @@ type Run = fn(&str, &Options, &Device) -> Result<()>;
 type RunAlone = fn(&Options) -> Result<()>;
 
 /// Workloads that need the test device.
-const WITH_DEVICE: [(&str, Run); 27] = [
+const WITH_DEVICE: [(&str, Run); 28] = [
     ("offline", offline::run),
     ("break_ring", break_ring::run),
     ("contexts", contexts::run),
@@ -68,6 +69,7 @@ const WITH_DEVICE: [(&str, Run); 27] = [
     ("futex_wait", futex_wait::run),
     ("execve", execve::run),
     ("reboot", reboot::run),
+    ("restore", restore::run),
 ];
 
 /// Workloads for VMMs that know nothing of the test.

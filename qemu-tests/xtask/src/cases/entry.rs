@@ -38,6 +38,9 @@ pub(super) struct Entry {
     /// L2 has its kernel in a file.
     #[serde(default)]
     kernel_inside: bool,
+    /// L2 has Debian's memcached.
+    #[serde(default)]
+    server: bool,
     /// Runs in L1 instead of the VMM.
     argv: Option<Vec<String>>,
     #[serde(default)]
@@ -111,6 +114,7 @@ impl Entry {
         if self.boot.names().len() > 1 {
             name = format!("{name}/{}", lane.name());
         }
+        anyhow::ensure!(!(self.kernel_inside && self.server), "kernel_inside or server, not both");
         let argv = match (&self.workload, &self.argv) {
             (Some(_), None) => self.vmm_argv(mode, lane),
             (None, Some(argv)) => argv.iter().map(|a| self.fill_in(a, mode, lane)).collect(),
@@ -145,6 +149,7 @@ impl Entry {
             step,
             client: self.client,
             stock: self.stock_guest,
+            server: self.server,
             expect,
             skip: self.skip.clone(),
             long: self.long,
@@ -162,6 +167,14 @@ impl Entry {
             initrd::L2_KERNEL
         } else {
             initrd::L2_VMLINUX
+        }
+    }
+
+    fn l2_initrd(&self) -> &'static str {
+        match (self.kernel_inside, self.server) {
+            (true, _) => initrd::L2_INITRD_KERNEL,
+            (_, true) => initrd::L2_INITRD_SERVER,
+            _ => initrd::L2_INITRD,
         }
     }
 
@@ -194,7 +207,7 @@ impl Entry {
             "--kernel",
             self.l2_kernel(lane),
             "--initrd",
-            if self.kernel_inside { initrd::L2_INITRD_KERNEL } else { initrd::L2_INITRD },
+            self.l2_initrd(),
             "--cmdline",
             &cmdline,
             "--vcpus",
