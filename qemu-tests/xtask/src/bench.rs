@@ -13,6 +13,7 @@ use row::{Bench, Row};
 use std::path::{Path, PathBuf};
 
 mod agree;
+mod answers;
 mod chart;
 mod charts;
 mod docs;
@@ -20,6 +21,7 @@ mod fields;
 mod page;
 pub(crate) mod probe;
 mod row;
+mod sections;
 mod source;
 mod summary;
 mod targets;
@@ -210,10 +212,10 @@ mod tests {
         };
         let (quick, full) = (names(&["--quick"]).unwrap(), names(&[]).unwrap());
         assert!(quick.len() < full.len() && quick.iter().all(|name| full.contains(name)));
-        let vmx = names(&["--lane", "vmx", "--quick", "--filter", "bursts"]).unwrap();
-        assert_eq!(vmx, ["bursts@kvm-apf/vmx", "bursts@ve-apf/vmx", "bursts@hardware/vmx"]);
+        let vmx = names(&["--lane", "vmx", "--quick", "--filter", "quick@"]).unwrap();
+        assert_eq!(vmx, ["quick@kvm-apf/vmx", "quick@ve-apf/vmx", "quick@hardware/vmx"]);
         let error = names(&["--filter", "nothing"]).unwrap_err().to_string();
-        assert!(error.contains("no case") && error.contains("bursts@ve-apf/svm"), "{error}");
+        assert!(error.contains("no case") && error.contains("quick@ve-apf/svm"), "{error}");
     }
 
     #[test]

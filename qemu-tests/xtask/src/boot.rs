@@ -38,6 +38,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) cmdline: &'a str,
     /// An empty disk of this size, /dev/vda in L1; 0 for none.
     pub(crate) disk_mib: u32,
+    /// QEMU counts instructions as time, 2^N ns each.
+    pub(crate) icount: Option<u8>,
     /// The console goes here, with times.
     pub(crate) log: PathBuf,
     /// Commands for Bochs's debugger; it logs to [`Boot::debugger_log`].
@@ -248,6 +250,7 @@ mod tests {
             mem_mib: 64,
             cmdline: "",
             disk_mib: 0,
+            icount: None,
             log: "x.log".into(),
             debugger: None,
             limits: vec![seconds(5), seconds(7)],

@@ -42,6 +42,8 @@ pub(crate) struct BootEntry {
     pub(crate) disk_mib: u32,
     /// The kernel of L1.
     pub(crate) kernel: Flavour,
+    /// Time is a count of instructions, each of which takes 2^N ns.
+    pub(crate) icount: Option<u8>,
 }
 
 impl BootEntry {
@@ -55,10 +57,24 @@ impl BootEntry {
         self.mem_mib.unwrap_or_else(|| self.lane.mem_mib())
     }
 
+    /// Seconds of the host that a second of L1 may take.
+    pub(crate) fn slowness(&self) -> u32 {
+        // QEMU runs all CPUs in one thread then, and executes every instruction that time is made of.
+        if self.icount.is_some() { Lane::Vmx.slowness() * 8 } else { self.lane.slowness() }
+    }
+
     fn check(&self, name: &str) -> Result<()> {
         anyhow::ensure!(
             self.lane == Lane::Svm || self.disk_mib == 0,
             "boot {name}: no disk_mib on the lane vmx, whose kernel has no driver for it"
+        );
+        anyhow::ensure!(
+            self.lane == Lane::Svm || self.icount.is_none(),
+            "boot {name}: no icount on the lane vmx, where time is a count of instructions anyway"
+        );
+        anyhow::ensure!(
+            self.icount.is_none_or(|shift| shift <= 10),
+            "boot {name}: icount must be 0 to 10, QEMU's limit"
         );
         anyhow::ensure!(
             self.lane == Lane::Svm || self.kernel != Flavour::Stock,
@@ -77,6 +93,8 @@ pub(crate) struct Case {
     pub(crate) boot: String,
     /// Which machine.
     pub(crate) lane: Lane,
+    /// Its time is a count of instructions.
+    pub(crate) counts_time: bool,
     /// The guest's way with missing pages.
     pub(crate) mode: Mode,
     /// vCPUs of L2.
@@ -170,6 +188,7 @@ fn parse(text: &str, suite: &str, all: &mut Suite) -> Result<()> {
                     .case(mode, name, boot.lane)
                     .with_context(|| format!("case {}", entry.name))?;
                 case.stock |= boot.kernel == Flavour::Stock;
+                case.counts_time = boot.lane == Lane::Vmx || boot.icount.is_some();
                 anyhow::ensure!(
                     all.cases.iter().all(|c| c.name != case.name),
                     "case {} is there twice",

@@ -24,6 +24,7 @@ mod no_faults;
 mod offline;
 mod page_cache;
 mod parked;
+mod rate;
 mod reboot;
 mod restore;
 mod same_page;
@@ -41,7 +42,7 @@ type Run = fn(&str, &Options, &Device) -> Result<()>;
 type RunAlone = fn(&Options) -> Result<()>;
 
 /// Workloads that need the test device.
-const WITH_DEVICE: [(&str, Run); 28] = [
+const WITH_DEVICE: [(&str, Run); 29] = [
     ("offline", offline::run),
     ("break_ring", break_ring::run),
     ("contexts", contexts::run),
@@ -70,6 +71,7 @@ const WITH_DEVICE: [(&str, Run); 28] = [
     ("execve", execve::run),
     ("reboot", reboot::run),
     ("restore", restore::run),
+    ("rate", rate::run),
 ];
 
 /// Workloads for VMMs that know nothing of the test.

@@ -1,7 +1,8 @@
 //! docs/performance.md and docs/bench.md.
 
-use super::fields::FIELDS;
+use super::fields;
 use super::row::{Bench, Row};
+use super::sections;
 use super::summary::MODES;
 use super::targets;
 use crate::lane::Lane;
@@ -59,6 +60,7 @@ pub(super) fn performance(bench: &Bench) -> String {
     }
     for lane in bench.lanes() {
         let _ = write!(out, "\n## {lane}: break-even\n\n{}", break_even(bench, lane));
+        out.push_str(&sections::sections(bench, lane));
         let _ = write!(out, "\n## {lane}: records\n\n{}", table(bench, lane));
     }
     out.push_str(LIMITS);
@@ -146,7 +148,7 @@ pub(super) fn schema() -> String {
          `how` says how they were taken, and `exact` lists those that repeat.\n\n\
          | field | meaning | how | exact |\n|---|---|---|---|\n",
     );
-    for field in FIELDS {
+    for field in fields::all() {
         let _ = writeln!(
             out,
             "| `{}` | {} | {} | {} |",

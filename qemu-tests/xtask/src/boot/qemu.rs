@@ -14,7 +14,7 @@ pub(super) fn machine(boot: &Boot<'_>) -> Result<Machine> {
     })?;
     let mut command = qemu.command();
     command
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
+        .args(speed(boot.icount))
         .args(["-smp", &boot.cpus.to_string(), "-m", &boot.mem_mib.to_string()])
         .args(["-nodefaults", "-display", "none", "-monitor", "none", "-serial", "stdio"])
         .arg("-no-reboot")
@@ -31,6 +31,18 @@ pub(super) fn machine(boot: &Boot<'_>) -> Result<Machine> {
         command.args(["-device", "virtio-blk-pci,drive=disk"]);
     }
     Ok(Machine { lane: Lane::Svm, command, _disk: disk, log: None })
+}
+
+/// How it executes. With `-icount` nothing may depend on the host: neither time, nor random numbers, nor which CPU runs when.
+fn speed(icount: Option<u8>) -> Vec<String> {
+    let fixed = match icount {
+        None => "-accel tcg,thread=multi -cpu max".to_owned(),
+        Some(shift) => format!(
+            "-accel tcg,thread=single -icount shift={shift},sleep=off -cpu max,-rdrand,-rdseed -seed 1 \
+             -rtc base=2026-01-01,clock=vm"
+        ),
+    };
+    fixed.split(' ').filter(|word| !word.is_empty()).map(ToOwned::to_owned).collect()
 }
 
 /// A sparse file that is gone when this boot is over.

@@ -144,6 +144,7 @@ impl Entry {
             name,
             boot: boot.to_owned(),
             lane,
+            counts_time: lane == Lane::Vmx,
             mode,
             vcpus: self.vcpus,
             step,

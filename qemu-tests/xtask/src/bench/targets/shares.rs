@@ -47,8 +47,15 @@ pub(super) fn useful(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
         "futex words, which the kernel reads where nobody may sleep",
     ];
     // Nobody computes, tasks wait for each other, or are themselves busy starting programs.
-    const NOT_SHARED: [&str; 5] =
-        ["one_at_a_time_alone", "bystander", "bystander_kernel", "burst", "execve"];
+    const NOT_SHARED: [&str; 7] = [
+        "one_at_a_time_alone",
+        "bystander",
+        "bystander_kernel",
+        "burst",
+        "execve",
+        "restore",
+        "rate",
+    ];
     let kind = |row: &Row| match row.key.latency_us {
         _ if row.key.workload == "futex_wait" => KINDS[2],
         LONG_US => KINDS[0],
