@@ -129,11 +129,9 @@ const LIMITS: &str = "
 ## Not measured
 
 * A polling host: `host_flags` is never set, so that there is no figure without a doorbell.
-* Rates of several vCPUs: QEMU's TCG cannot run two SVM guests at a time ([note 4](notes/0004-how-it-is-measured.md)), and L1
-  has one CPU in Bochs.
+* Rates of several vCPUs under svm: QEMU's threads share the CPUs of whatever machine this runs on. In Bochs they are simulated.
 * No faults: a boot differs from the next by more than the 0.01 % asked for.
-* The restore of a real server to its first answer.
-* Instructions per fault under svm: QEMU's TCG is run without -icount, since it has two CPUs there.
+* Instructions per fault under svm: QEMU has nothing that counts them between two addresses, with -icount or without.
 ";
 
 /// docs/bench.md.
