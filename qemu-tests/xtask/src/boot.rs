@@ -68,7 +68,9 @@ pub(crate) struct Section {
     pub(crate) broken: Vec<String>,
     /// Everything, with times.
     pub(crate) lines: Vec<String>,
-    /// When L1 began a step.
+    /// The step that L1 began.
+    name: String,
+    /// When.
     began: Option<Instant>,
     /// How long the step took, in the host's time.
     pub(crate) took: Duration,
@@ -210,6 +212,7 @@ fn take(console: &mut Console, line: &str, timed: String, stage: &Stage) {
     console.tail.lines.push(timed);
     if let Some((_, name)) = line.split_once(STEP) {
         stage.message(name);
+        console.tail.name = name.to_owned();
         console.tail.began = Some(Instant::now());
     }
     match record::parse(line) {
@@ -218,6 +221,14 @@ fn take(console: &mut Console, line: &str, timed: String, stage: &Stage) {
         Line::Records(records) => {
             for record in records {
                 let kind = record.kind().to_owned();
+                if kind == "result" {
+                    // A step may have many of them.
+                    stage.message(format!(
+                        "{}, after {}",
+                        console.tail.name,
+                        record.text("workload")
+                    ));
+                }
                 console.tail.records.push(record);
                 match kind.as_str() {
                     "end" => console.end = End::Complete,
@@ -225,6 +236,7 @@ fn take(console: &mut Console, line: &str, timed: String, stage: &Stage) {
                         stage.inc();
                         let tail = &mut console.tail;
                         tail.took = tail.began.map(|b| b.elapsed()).unwrap_or_default();
+                        stage.step(&tail.name, tail.took);
                         console.steps.push(std::mem::take(&mut console.tail));
                     }
                     _ => {}

@@ -138,7 +138,7 @@ const LIMITS: &str = "
 pub(super) fn schema() -> String {
     let mut out = String::from(
         "# bench.json\n\n\
-         `cargo xtask bench` writes target/bench/bench.json and target/bench/report.html; `--quick` takes minutes, `--runs 2` checks that what\n\
+         `cargo xtask bench` writes target/bench/bench.json and target/bench/report.html; `--quick` leaves out what takes long, `--runs 2` checks that what\n\
          is exact repeats within 1 %, `--docs` writes docs/performance.md and this page. A file has `schema` (1), `quick`, `runs`,\n\
          `kernel`, `differences` (exact fields that did not repeat) and `records`. No two records have the same `lane` (svm, vmx), `mode`\n\
          (blocking, kvm-apf, injected, hardware), `workload`, `vcpus`, `tasks` and `latency_us`. Injected mode is what the case\n\

@@ -69,6 +69,9 @@ const ALWAYS: &[&str] = &[
     "or_zero(result.bad) == 0",
 ];
 
+/// The kernel's COMMAND_LINE_SIZE is 2048, and the VMM adds a few words.
+const MAX_CMDLINE: usize = 1980;
+
 /// A boot, or several, on each of which the entry makes a case.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
@@ -115,6 +118,10 @@ impl Entry {
             name = format!("{name}/{}", lane.name());
         }
         anyhow::ensure!(!(self.kernel_inside && self.server), "kernel_inside or server, not both");
+        anyhow::ensure!(
+            self.l2_cmdline(mode, lane).len() <= MAX_CMDLINE,
+            "L2's command line is longer than {MAX_CMDLINE} bytes: the kernel would cut it off"
+        );
         let argv = match (&self.workload, &self.argv) {
             (Some(_), None) => self.vmm_argv(mode, lane),
             (None, Some(argv)) => argv.iter().map(|a| self.fill_in(a, mode, lane)).collect(),
