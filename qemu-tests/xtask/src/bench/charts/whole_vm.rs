@@ -40,8 +40,8 @@ pub(super) fn restored(bench: &Bench, lane: &str) -> Option<String> {
     of_restore(
         bench,
         lane,
-        "ms",
-        1000.0,
+        ("ms", 1000.0),
+        Scale::Linear,
         &[("first answer", "first_answer_us"), ("all answers", "all_answers_us")],
     )
 }
@@ -51,8 +51,8 @@ pub(super) fn answers(bench: &Bench, lane: &str) -> Option<String> {
     of_restore(
         bench,
         lane,
-        "us",
-        1.0,
+        ("us", 1.0),
+        Scale::Log,
         &[
             ("p50", "answer_p50_us"),
             ("p99", "answer_p99_us"),
@@ -64,8 +64,8 @@ pub(super) fn answers(bench: &Bench, lane: &str) -> Option<String> {
 fn of_restore(
     bench: &Bench,
     lane: &str,
-    unit: &str,
-    per: f64,
+    (unit, per): (&str, f64),
+    scale: Scale,
     fields: &[(&str, &str)],
 ) -> Option<String> {
     let groups: Vec<Group> = fields
@@ -78,5 +78,5 @@ fn of_restore(
             })
         })
         .collect();
-    bars("a restored server", unit, Scale::Linear, &groups, None)
+    bars("a restored server", unit, scale, &groups, None)
 }
