@@ -56,3 +56,18 @@ fn disk(boot: &Boot<'_>) -> Result<Option<tempfile::NamedTempFile>> {
     file.as_file().set_len(u64::from(boot.disk_mib) << 20).context("creating a disk")?;
     Ok(Some(file))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_counts_instructions_depends_on_nothing_of_the_host() {
+        let usual = speed(None).join(" ");
+        assert_eq!(usual, "-accel tcg,thread=multi -cpu max");
+        let counted = speed(Some(3)).join(" ");
+        for word in ["thread=single", "shift=3,sleep=off", "-rdrand", "-seed", "clock=vm"] {
+            assert!(counted.contains(word), "{counted}");
+        }
+    }
+}
