@@ -1,6 +1,7 @@
 //! Driver of the VMM's test device.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -179,6 +180,12 @@ impl Device {
     pub fn snapshots(&self) -> Result<(u64, u64)> {
         let [restored, left, ..] = self.call(&mut CommandPage::new(Op::Snapshots))?;
         Ok((restored, left))
+    }
+
+    /// By the VMM's clock, the time since it went on from a snapshot, and pages that came from it so far.
+    pub fn since_restore(&self) -> Result<(Duration, u64)> {
+        let [_, _, ns, pages] = self.call(&mut CommandPage::new(Op::Snapshots))?;
+        Ok((Duration::from_nanos(ns), pages))
     }
 
     /// Guest memory in MiB.

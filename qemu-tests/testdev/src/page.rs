@@ -43,7 +43,8 @@ pub enum Op {
     Lose = 16,
     /// args\[0\]: 0 the pager dies, and its userfaultfd stays open; 1 a new one takes over, with what is outstanding.
     PagerRun = 17,
-    /// Returns args: snapshots that the machine went on from, and those that are still to be taken.
+    /// Returns args: snapshots that the machine went on from, those that are still to be taken, ns since it went on from the
+    /// last one, and pages that came from it.
     Snapshots = 18,
     /// Data: runs. args\[0\]: one of [`crate::Mark`]: was memory written that is nobody's?
     Mark = 19,

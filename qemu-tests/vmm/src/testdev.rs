@@ -55,8 +55,8 @@ pub struct TestDevice {
     vcpus: u8,
     declared: Mutex<BTreeSet<u64>>,
     text: Mutex<Vec<u8>>,
-    /// Snapshots the machine went on from, and those to come.
-    snapshots: [AtomicU64; 2],
+    /// Snapshots the machine went on from, those to come, and when it went on.
+    snapshots: [AtomicU64; 3],
 }
 
 /// Longest report.
@@ -111,8 +111,9 @@ impl TestDevice {
 
     /// What [`Op::Snapshots`] answers.
     pub fn set_snapshots(&self, restored: u32, left: u32) {
-        for (to, value) in self.snapshots.iter().zip([restored, left]) {
-            to.store(value.into(), Ordering::SeqCst);
+        for (to, value) in self.snapshots.iter().zip([restored.into(), left.into(), sys::now_ns()])
+        {
+            to.store(value, Ordering::SeqCst);
         }
     }
 
@@ -237,8 +238,10 @@ impl TestDevice {
             },
             Op::Nmi => page.set_args([self.nmis.command(args)?, 0, 0, 0]),
             Op::Snapshots => {
-                let [restored, left] = self.snapshots.each_ref().map(|n| n.load(Ordering::SeqCst));
-                page.set_args([restored, left, 0, 0]);
+                let [restored, left, since] =
+                    self.snapshots.each_ref().map(|n| n.load(Ordering::SeqCst));
+                let ns = sys::now_ns().saturating_sub(since);
+                page.set_args([restored, left, ns, self.pager.state().restored]);
             }
             Op::Exit => {}
         }

@@ -13,6 +13,7 @@ use row::{Bench, Row};
 use std::path::{Path, PathBuf};
 
 mod agree;
+mod answers;
 mod chart;
 mod charts;
 mod docs;
@@ -20,6 +21,7 @@ mod fields;
 mod page;
 pub(crate) mod probe;
 mod row;
+mod sections;
 mod source;
 mod summary;
 mod targets;
@@ -60,9 +62,15 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
         write(&bench, &dir, args.docs)?;
         return Ok(true);
     }
-    let suite = cases::load(&paths::root().join("qemu-tests/cases"), "bench")?;
-    let selected = select(&suite, args)?;
+    let mut suite = cases::load(&paths::root().join("qemu-tests/cases"), "bench")?;
+    let server_wanted = select(&suite, args)?.iter().any(|case| case.server);
     setup::ensure()?;
+    if server_wanted {
+        if let Err(why) = setup::ensure_server() {
+            suite.skip_server(&format!("{why:#}"));
+        }
+    }
+    let selected = select(&suite, args)?;
     let lab = Lab {
         kernel: kernel::given_or_built(args.kernel.as_deref())?,
         debug: None,
@@ -204,10 +212,10 @@ mod tests {
         };
         let (quick, full) = (names(&["--quick"]).unwrap(), names(&[]).unwrap());
         assert!(quick.len() < full.len() && quick.iter().all(|name| full.contains(name)));
-        let vmx = names(&["--lane", "vmx", "--quick", "--filter", "bursts"]).unwrap();
-        assert_eq!(vmx, ["bursts@kvm-apf/vmx", "bursts@ve-apf/vmx", "bursts@hardware/vmx"]);
+        let vmx = names(&["--lane", "vmx", "--quick", "--filter", "quick@"]).unwrap();
+        assert_eq!(vmx, ["quick@kvm-apf/vmx", "quick@ve-apf/vmx", "quick@hardware/vmx"]);
         let error = names(&["--filter", "nothing"]).unwrap_err().to_string();
-        assert!(error.contains("no case") && error.contains("bursts@ve-apf/svm"), "{error}");
+        assert!(error.contains("no case") && error.contains("quick@ve-apf/svm"), "{error}");
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) cmdline: &'a str,
     /// An empty disk of this size, /dev/vda in L1; 0 for none.
     pub(crate) disk_mib: u32,
+    /// QEMU counts instructions as time, 2^N ns each.
+    pub(crate) icount: Option<u8>,
     /// The console goes here, with times.
     pub(crate) log: PathBuf,
     /// Commands for Bochs's debugger; it logs to [`Boot::debugger_log`].
@@ -66,7 +68,9 @@ pub(crate) struct Section {
     pub(crate) broken: Vec<String>,
     /// Everything, with times.
     pub(crate) lines: Vec<String>,
-    /// When L1 began a step.
+    /// The step that L1 began.
+    name: String,
+    /// When.
     began: Option<Instant>,
     /// How long the step took, in the host's time.
     pub(crate) took: Duration,
@@ -208,6 +212,7 @@ fn take(console: &mut Console, line: &str, timed: String, stage: &Stage) {
     console.tail.lines.push(timed);
     if let Some((_, name)) = line.split_once(STEP) {
         stage.message(name);
+        console.tail.name = name.to_owned();
         console.tail.began = Some(Instant::now());
     }
     match record::parse(line) {
@@ -216,6 +221,14 @@ fn take(console: &mut Console, line: &str, timed: String, stage: &Stage) {
         Line::Records(records) => {
             for record in records {
                 let kind = record.kind().to_owned();
+                if kind == "result" {
+                    // A step may have many of them.
+                    stage.message(format!(
+                        "{}, after {}",
+                        console.tail.name,
+                        record.text("workload")
+                    ));
+                }
                 console.tail.records.push(record);
                 match kind.as_str() {
                     "end" => console.end = End::Complete,
@@ -223,6 +236,7 @@ fn take(console: &mut Console, line: &str, timed: String, stage: &Stage) {
                         stage.inc();
                         let tail = &mut console.tail;
                         tail.took = tail.began.map(|b| b.elapsed()).unwrap_or_default();
+                        stage.step(&tail.name, tail.took);
                         console.steps.push(std::mem::take(&mut console.tail));
                     }
                     _ => {}
@@ -248,6 +262,7 @@ mod tests {
             mem_mib: 64,
             cmdline: "",
             disk_mib: 0,
+            icount: None,
             log: "x.log".into(),
             debugger: None,
             limits: vec![seconds(5), seconds(7)],

@@ -42,6 +42,8 @@ pub(crate) struct BootEntry {
     pub(crate) disk_mib: u32,
     /// The kernel of L1.
     pub(crate) kernel: Flavour,
+    /// Time is a count of instructions, each of which takes 2^N ns.
+    pub(crate) icount: Option<u8>,
 }
 
 impl BootEntry {
@@ -55,10 +57,24 @@ impl BootEntry {
         self.mem_mib.unwrap_or_else(|| self.lane.mem_mib())
     }
 
+    /// Seconds of the host that a second of L1 may take.
+    pub(crate) fn slowness(&self) -> u32 {
+        // QEMU runs all CPUs in one thread then, and executes every instruction that time is made of.
+        if self.icount.is_some() { Lane::Vmx.slowness() * 8 } else { self.lane.slowness() }
+    }
+
     fn check(&self, name: &str) -> Result<()> {
         anyhow::ensure!(
             self.lane == Lane::Svm || self.disk_mib == 0,
             "boot {name}: no disk_mib on the lane vmx, whose kernel has no driver for it"
+        );
+        anyhow::ensure!(
+            self.lane == Lane::Svm || self.icount.is_none(),
+            "boot {name}: no icount on the lane vmx, where time is a count of instructions anyway"
+        );
+        anyhow::ensure!(
+            self.icount.is_none_or(|shift| shift <= 10),
+            "boot {name}: icount must be 0 to 10, QEMU's limit"
         );
         anyhow::ensure!(
             self.lane == Lane::Svm || self.kernel != Flavour::Stock,
@@ -77,6 +93,8 @@ pub(crate) struct Case {
     pub(crate) boot: String,
     /// Which machine.
     pub(crate) lane: Lane,
+    /// Its time is a count of instructions.
+    pub(crate) counts_time: bool,
     /// The guest's way with missing pages.
     pub(crate) mode: Mode,
     /// vCPUs of L2.
@@ -87,6 +105,8 @@ pub(crate) struct Case {
     pub(crate) client: bool,
     /// Wants Debian's kernel.
     pub(crate) stock: bool,
+    /// Wants Debian's memcached.
+    pub(crate) server: bool,
     /// What must hold.
     pub(crate) expect: Vec<Expectation>,
     /// Why it is not run.
@@ -98,6 +118,7 @@ pub(crate) struct Case {
 }
 
 /// A suite: its boots and its cases, in the table's order.
+#[derive(Debug)]
 pub(crate) struct Suite {
     /// By name.
     pub(crate) boots: BTreeMap<String, BootEntry>,
@@ -110,6 +131,13 @@ impl Suite {
     pub(crate) fn skip_long(&mut self) {
         for case in self.cases.iter_mut().filter(|c| c.long) {
             case.skip.get_or_insert_with(|| "takes long: --long runs it".to_owned());
+        }
+    }
+
+    /// Cases that want Debian's memcached are not run, because of `why`.
+    pub(crate) fn skip_server(&mut self, why: &str) {
+        for case in self.cases.iter_mut().filter(|c| c.server) {
+            case.skip.get_or_insert_with(|| why.to_owned());
         }
     }
 
@@ -161,6 +189,7 @@ fn parse(text: &str, suite: &str, all: &mut Suite) -> Result<()> {
                     .case(mode, name, boot.lane)
                     .with_context(|| format!("case {}", entry.name))?;
                 case.stock |= boot.kernel == Flavour::Stock;
+                case.counts_time = boot.lane == Lane::Vmx || boot.icount.is_some();
                 anyhow::ensure!(
                     all.cases.iter().all(|c| c.name != case.name),
                     "case {} is there twice",
@@ -179,105 +208,4 @@ fn parse(text: &str, suite: &str, all: &mut Suite) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(text: &str) -> Result<Suite> {
-        let mut all = Suite { boots: BTreeMap::new(), cases: Vec::new() };
-        parse(text, "test", &mut all)?;
-        Ok(all)
-    }
-
-    const HEAD: &str = "suite = \"test\"\n[boot.main]\n";
-
-    #[test]
-    fn an_entry_becomes_a_case_per_mode() {
-        let text = format!(
-            "{HEAD}[[case]]\nname = \"a\"\nboot = \"main\"\nmodes = [\"blocking\", \"ve-apf\"]\nworkload = \"user_touch\"\n\
-             timeout_s = 60\nparams = {{ tasks = 8, order = \"random\" }}\nexpect = [\"wrong_bytes == 0\"]\n\
-             expect_in.ve-apf = [\"parked > 0\"]\n"
-        );
-        let suite = read(&text).unwrap();
-        let names: Vec<&str> = suite.cases.iter().map(|c| c.name.as_str()).collect();
-        assert_eq!(names, ["a@blocking", "a@ve-apf"]);
-        let argv = suite.cases[0].step.argv.join(" ");
-        assert!(
-            argv.contains(
-                "no-ve-apf no-kvmapf veapf.run=user_touch veapf.order=random veapf.tasks=8"
-            ),
-            "{argv}"
-        );
-        assert_eq!(suite.cases[0].expect.len() + 1, suite.cases[1].expect.len());
-    }
-
-    #[test]
-    fn words_of_an_argv_are_filled_in() {
-        let text = format!(
-            "{HEAD}[[case]]\nname = \"a\"\nboot = \"main\"\nargv = [\"q\", \"{{kernel}}\"]\ntimeout_s = 6\n"
-        );
-        assert_eq!(read(&text).unwrap().cases[0].step.argv, ["q", "/bzImage"]);
-    }
-
-    #[test]
-    fn long_cases_are_skipped_with_a_reason() {
-        let text = format!(
-            "{HEAD}[[case]]\nname = \"a\"\nboot = \"main\"\nworkload = \"info\"\ntimeout_s = 6\nlong = true\n\
-             [[case]]\nname = \"b\"\nboot = \"main\"\nworkload = \"info\"\ntimeout_s = 6\n"
-        );
-        let mut suite = read(&text).unwrap();
-        assert!(suite.cases.iter().all(|c| c.skip.is_none()));
-        suite.skip_long();
-        assert_eq!(suite.cases[0].skip.as_deref(), Some("takes long: --long runs it"));
-        assert!(suite.cases[1].skip.is_none());
-    }
-
-    #[test]
-    fn an_entry_with_several_boots_becomes_a_case_on_each() {
-        let text = format!(
-            "{HEAD}[boot.intel]\nlane = \"vmx\"\n[[case]]\nname = \"a\"\nboot = [\"main\", \"intel\"]\n\
-             modes = [\"ve-apf\", \"hardware\"]\nworkload = \"info\"\ntimeout_s = 6\n"
-        );
-        let suite = read(&text).unwrap();
-        let names: Vec<&str> = suite.cases.iter().map(|c| c.name.as_str()).collect();
-        assert_eq!(names, ["a@ve-apf/svm", "a@ve-apf/vmx", "a@hardware/vmx"]);
-        let argv = |i: usize| suite.cases[i].step.argv.join(" ");
-        assert!(argv(0).contains("--kernel /bzImage") && !argv(0).contains("movablecore"));
-        assert!(argv(1).contains("--kernel /vmlinux") && argv(1).contains("ve-apf=injected"));
-        assert!(argv(2).contains("ve-apf=hardware movablecore=128M"), "{}", argv(2));
-        let (svm, vmx) = (&suite.boots["main"], &suite.boots["intel"]);
-        assert_eq!((svm.cpus(), svm.mem_mib(), vmx.cpus(), vmx.mem_mib()), (2, 3072, 1, 1024));
-    }
-
-    #[test]
-    fn mistakes_in_the_table_are_found() {
-        for (case, says) in [
-            ("name = \"a\"\nboot = \"none\"\nworkload = \"x\"\ntimeout_s = 6", "no [boot.none]"),
-            ("name = \"a\"\nboot = \"main\"\ntimeout_s = 6", "either a workload or an argv"),
-            (
-                "name = \"a\"\nboot = \"main\"\nworkload = \"x\"\ntimeout_s = 6\nexpect = [\"a\"]",
-                "expected a comparison",
-            ),
-            (
-                "name = \"a\"\nboot = \"main\"\nworkload = \"x\"\ntimeout_s = 6\nmodes = [\"hardware\"]",
-                "none of its modes",
-            ),
-            (
-                "name = \"a\"\nboot = \"main\"\nworkload = \"x\"\ntimeout_s = 6\ntypo = 1",
-                "unknown field",
-            ),
-        ] {
-            let Err(error) = read(&format!("{HEAD}[[case]]\n{case}\n")) else {
-                panic!("accepted: {case}")
-            };
-            assert!(format!("{error:#}").contains(says), "{error:#}");
-        }
-    }
-
-    #[test]
-    fn the_real_tables_are_well_formed() {
-        let dir = crate::paths::root().join("qemu-tests/cases");
-        for suite in ["test", "demo", "bench", "self-check"] {
-            assert!(!load(&dir, suite).unwrap().cases.is_empty(), "{suite}");
-        }
-    }
-}
+mod tests;

@@ -1,9 +1,9 @@
-//! A dynamically linked program with everything it needs at run time, for L1's initramfs.
+//! A dynamically linked program with everything it needs at run time, for the initramfs of L1 or L2.
 
 use crate::cpio::Archive;
 use crate::error::{Kind, fail};
 use crate::proc;
-use crate::tools::Qemu;
+use crate::tools::{self, Prefix, Qemu};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,32 +32,45 @@ const FIRMWARE: &[&str] = &[
 
 /// Adds QEMU, its libraries and its firmware, and mke2fs, all under the names they have where they are installed.
 pub(crate) fn add_client(archive: &mut Archive) -> Result<()> {
-    let missing =
-        |path| fail(Kind::Environment, format!("{path} is missing"), "run `cargo xtask setup`");
     let qemu = Qemu::find()?.ok_or_else(|| missing(QEMU))?;
     for path in [QEMU, MKE2FS] {
-        let program = qemu.locate(path);
-        if !program.exists() {
-            return Err(missing(path));
-        }
-        add(archive, &qemu, &program)?;
-        let mut ldd = Command::new("ldd");
-        ldd.arg(&program);
-        qemu.set_libraries(&mut ldd);
-        for library in libraries(&proc::stdout_of(&mut ldd)?) {
-            add(archive, &qemu, &library)?;
-        }
+        add_program(archive, &qemu.prefix, path)?;
     }
-    for path in FIRMWARE.iter().map(|f| qemu.locate(f)).filter(|p| p.exists()) {
-        add(archive, &qemu, &path)?;
+    for path in FIRMWARE.iter().map(|f| qemu.prefix.locate(f)).filter(|p| p.exists()) {
+        add(archive, &qemu.prefix, &path)?;
+    }
+    Ok(())
+}
+
+/// Adds the server and its libraries.
+pub(crate) fn add_server(archive: &mut Archive) -> Result<()> {
+    let prefix = tools::server()?.ok_or_else(|| missing(tools::SERVER))?;
+    add_program(archive, &prefix, tools::SERVER)
+}
+
+fn missing(path: &str) -> anyhow::Error {
+    fail(Kind::Environment, format!("{path} is missing"), "run `cargo xtask setup`")
+}
+
+fn add_program(archive: &mut Archive, prefix: &Prefix, path: &str) -> Result<()> {
+    let program = prefix.locate(path);
+    if !program.exists() {
+        return Err(missing(path));
+    }
+    add(archive, prefix, &program)?;
+    let mut ldd = Command::new("ldd");
+    ldd.arg(&program);
+    prefix.set_libraries(&mut ldd);
+    for library in libraries(&proc::stdout_of(&mut ldd)?) {
+        add(archive, prefix, &library)?;
     }
     Ok(())
 }
 
 /// The content goes to the name that is asked for, so links need not be followed in the archive.
-fn add(archive: &mut Archive, qemu: &Qemu, path: &Path) -> Result<()> {
+fn add(archive: &mut Archive, prefix: &Prefix, path: &Path) -> Result<()> {
     let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    let name = qemu.standard_name(path);
+    let name = prefix.standard_name(path);
     let name = name.to_str().with_context(|| format!("strange name: {}", path.display()))?;
     archive.file(name, 0o755, bytes);
     Ok(())

@@ -26,6 +26,8 @@ const MODULES: &str = "/modules";
 pub(crate) const L2_INITRD: &str = "/l2-initrd";
 /// The same, with the kernel in it, unpacked, as /kernel: for a guest that starts another one.
 pub(crate) const L2_INITRD_KERNEL: &str = "/l2-initrd-kernel";
+/// The same, with Debian's memcached.
+pub(crate) const L2_INITRD_SERVER: &str = "/l2-initrd-server";
 /// The bare-metal test kernel.
 pub(crate) const METAL: &str = "/metal";
 /// Where L1 finds the VMM.
@@ -102,6 +104,14 @@ impl Programs {
         Ok(archive.bytes())
     }
 
+    /// L2's initramfs, with Debian's memcached.
+    fn l2_server(&self) -> Result<Vec<u8>> {
+        let mut archive = Archive::new();
+        archive.file("init", 0o755, self.get("l2-init")?);
+        closure::add_server(&mut archive)?;
+        Ok(archive.bytes())
+    }
+
     /// L1's initramfs, with what the plan names; `client` adds Debian's QEMU and mke2fs.
     pub(crate) fn l1(&self, kernels: &Kernels<'_>, plan: &[Step], client: bool) -> Result<Vec<u8>> {
         let mut archive = Archive::new();
@@ -131,6 +141,9 @@ impl Programs {
         if named(L2_INITRD_KERNEL) {
             let kernel = vmlinux::unpack(image.clone())?;
             archive.file(L2_INITRD_KERNEL, 0o644, self.l2(Some(kernel))?);
+        }
+        if named(L2_INITRD_SERVER) {
+            archive.file(L2_INITRD_SERVER, 0o644, self.l2_server()?);
         }
         if client || named(L2_KERNEL) {
             archive.file(L2_KERNEL, 0o644, image);

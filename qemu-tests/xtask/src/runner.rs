@@ -177,7 +177,7 @@ fn boot(lab: &Lab, name: &str, entry: &BootEntry, cases: &[&Case]) -> Result<Con
     let kernels = Kernels { l1: kernel, l2: &lab.kernel, stock: lab.stock.as_ref() };
     paths::write_atomic(&initrd, &lab.programs.l1(&kernels, &plan, client)?)?;
     // L1 kills a step in its own time; this is for an L1 that does not.
-    let limit = |s: &Step| Duration::from_secs(s.timeout_s + 10) * entry.lane.slowness();
+    let limit = |s: &Step| Duration::from_secs(s.timeout_s + 10) * entry.slowness();
     let cmdline = format!("{} {}", entry.lane.l1_cmdline(entry.cpus()), entry.cmdline);
     let boot = Boot {
         name,
@@ -188,6 +188,7 @@ fn boot(lab: &Lab, name: &str, entry: &BootEntry, cases: &[&Case]) -> Result<Con
         mem_mib: entry.mem_mib(),
         cmdline: cmdline.trim(),
         disk_mib: entry.disk_mib,
+        icount: entry.icount,
         log: lab.dir.join(format!("{name}.log")),
         debugger: points.as_ref().map(|points| points.script(sections)),
         limits: plan.iter().map(limit).collect(),

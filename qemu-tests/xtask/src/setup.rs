@@ -4,7 +4,7 @@ use crate::boot::bochs;
 use crate::closure;
 use crate::error::{Kind, fail};
 use crate::proc;
-use crate::tools::{self, Qemu};
+use crate::tools::{self, Prefix, Qemu};
 use anyhow::Result;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -87,6 +87,25 @@ pub(crate) fn ensure() -> Result<()> {
     }
 }
 
+/// Debian's memcached, which is only unpacked.
+pub(crate) fn ensure_server() -> Result<Prefix> {
+    if let Some(found) = tools::server()? {
+        return Ok(found);
+    }
+    let package = &private::SERVER;
+    let cannot = |why: &str| fail(Kind::Environment, format!("{} {why}", package.what), "");
+    if !is_debian() || !have("apt-get") {
+        return Err(cannot("cannot be had: this is not Debian"));
+    }
+    let unpack = || match private::plan(package.name) {
+        Some(plan) => private::unpack(package, &plan),
+        None => Ok(false),
+    };
+    // Old package lists name versions that the mirrors no longer have.
+    let _ = unpack()? || apt(&["update"])? && unpack()?;
+    tools::server()?.ok_or_else(|| cannot("could not be downloaded"))
+}
+
 fn install(names: &[&str]) -> Result<()> {
     // Old package lists name versions that the mirrors no longer have, so try, update, try again.
     if names.iter().all(|n| has_candidate(n)) && try_install(names)? {
@@ -123,7 +142,7 @@ fn try_install(names: &[&str]) -> Result<bool> {
         plan.remove.join(" "),
         tools::private_dir()?.display()
     );
-    private::qemu(&plan)
+    private::unpack(&private::QEMU, &plan)
 }
 
 fn install_args<'a>(names: &[&'a str]) -> Vec<&'a str> {

@@ -4,6 +4,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+/// Who waits longer wants to hear of a step.
+const LONG: Duration = Duration::from_secs(10);
+
 /// One stage of work that is being shown.
 pub(crate) struct Stage {
     bar: ProgressBar,
@@ -50,6 +53,13 @@ impl Stage {
     /// Shows what is going on.
     pub(crate) fn message(&self, text: impl Into<String>) {
         self.bar.set_message(text.into());
+    }
+
+    /// A step that took long is over. A bar shows that by itself.
+    pub(crate) fn step(&self, name: &str, took: Duration) {
+        if !self.tty && took >= LONG {
+            eprintln!("  {name} ({:.1} s)", took.as_secs_f64());
+        }
     }
 
     /// A line that stays, above the bar.

@@ -24,7 +24,9 @@ mod no_faults;
 mod offline;
 mod page_cache;
 mod parked;
+mod rate;
 mod reboot;
+mod restore;
 mod same_page;
 mod stress;
 mod team;
@@ -40,7 +42,7 @@ type Run = fn(&str, &Options, &Device) -> Result<()>;
 type RunAlone = fn(&Options) -> Result<()>;
 
 /// Workloads that need the test device.
-const WITH_DEVICE: [(&str, Run); 27] = [
+const WITH_DEVICE: [(&str, Run); 29] = [
     ("offline", offline::run),
     ("break_ring", break_ring::run),
     ("contexts", contexts::run),
@@ -68,6 +70,8 @@ const WITH_DEVICE: [(&str, Run); 27] = [
     ("futex_wait", futex_wait::run),
     ("execve", execve::run),
     ("reboot", reboot::run),
+    ("restore", restore::run),
+    ("rate", rate::run),
 ];
 
 /// Workloads for VMMs that know nothing of the test.

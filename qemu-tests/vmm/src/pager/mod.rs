@@ -71,6 +71,8 @@ pub struct PagerState {
     pub faults: u64,
     /// Pages delivered so far.
     pub delivered: u64,
+    /// Of a snapshot's, so far.
+    pub restored: u64,
 }
 
 impl Pager {
@@ -177,6 +179,7 @@ impl Pager {
             missing: state.missing.len() as u64,
             faults: state.counts.faults,
             delivered: state.counts.delivered,
+            restored: state.counts.restored,
         }
     }
 

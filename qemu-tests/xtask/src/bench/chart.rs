@@ -9,6 +9,10 @@ const LEFT: f64 = 58.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 26.0;
 const BOTTOM: f64 = 46.0;
+/// Of a bar with the gap beside it.
+const WIDEST: f64 = 64.0;
+/// Of a bar with the gap beside it, if its number is to have the usual size.
+const NARROW: f64 = 26.0;
 
 /// Of equal steps, or of equal factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,8 +127,12 @@ pub(super) fn bars(
     let lowest = all().filter(|v| *v > 0.0).fold(highest, f64::min);
     let mut plane = Plane::new(highest, lowest, scale, unit);
     #[expect(clippy::cast_precision_loss, reason = "coordinates")]
-    let slot = (WIDTH - LEFT - RIGHT) / (count as f64 + groups.len() as f64 * 0.6);
-    let mut x = LEFT;
+    let slots = count as f64 + groups.len() as f64 * 0.6;
+    let slot = ((WIDTH - LEFT - RIGHT) / slots).min(WIDEST);
+    // A few bars stand in the middle.
+    let mut x = LEFT + (WIDTH - LEFT - RIGHT - slot * slots) / 2.0;
+    // Numbers of many bars would run into each other.
+    let value = if slot < NARROW { "value narrow" } else { "value" };
     for group in groups {
         let from = x + slot * 0.3;
         x = from;
@@ -145,7 +153,7 @@ pub(super) fn bars(
                 below += value;
             }
             let top = plane.y(total) - 4.0;
-            plane.text(x + slot / 2.0, top, "value", &short(total));
+            plane.text(x + slot / 2.0, top, value, &short(total));
             plane.text(x + slot / 2.0, HEIGHT - BOTTOM + 13.0, "bar", &bar.label);
             x += slot;
         }

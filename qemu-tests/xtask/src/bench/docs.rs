@@ -1,7 +1,8 @@
 //! docs/performance.md and docs/bench.md.
 
-use super::fields::FIELDS;
+use super::fields;
 use super::row::{Bench, Row};
+use super::sections;
 use super::summary::MODES;
 use super::targets;
 use crate::lane::Lane;
@@ -59,6 +60,7 @@ pub(super) fn performance(bench: &Bench) -> String {
     }
     for lane in bench.lanes() {
         let _ = write!(out, "\n## {lane}: break-even\n\n{}", break_even(bench, lane));
+        out.push_str(&sections::sections(bench, lane));
         let _ = write!(out, "\n## {lane}: records\n\n{}", table(bench, lane));
     }
     out.push_str(LIMITS);
@@ -127,18 +129,16 @@ const LIMITS: &str = "
 ## Not measured
 
 * A polling host: `host_flags` is never set, so that there is no figure without a doorbell.
-* Rates of several vCPUs: QEMU's TCG cannot run two SVM guests at a time ([note 4](notes/0004-how-it-is-measured.md)), and L1
-  has one CPU in Bochs.
+* Rates of several vCPUs under svm: QEMU's threads share the CPUs of whatever machine this runs on. In Bochs they are simulated.
 * No faults: a boot differs from the next by more than the 0.01 % asked for.
-* The restore of a real server to its first answer.
-* Instructions per fault under svm: QEMU's TCG is run without -icount, since it has two CPUs there.
+* Instructions per fault under svm: QEMU has nothing that counts them between two addresses, with -icount or without.
 ";
 
 /// docs/bench.md.
 pub(super) fn schema() -> String {
     let mut out = String::from(
         "# bench.json\n\n\
-         `cargo xtask bench` writes target/bench/bench.json and target/bench/report.html; `--quick` takes minutes, `--runs 2` checks that what\n\
+         `cargo xtask bench` writes target/bench/bench.json and target/bench/report.html; `--quick` leaves out what takes long, `--runs 2` checks that what\n\
          is exact repeats within 1 %, `--docs` writes docs/performance.md and this page. A file has `schema` (1), `quick`, `runs`,\n\
          `kernel`, `differences` (exact fields that did not repeat) and `records`. No two records have the same `lane` (svm, vmx), `mode`\n\
          (blocking, kvm-apf, injected, hardware), `workload`, `vcpus`, `tasks` and `latency_us`. Injected mode is what the case\n\
@@ -146,7 +146,7 @@ pub(super) fn schema() -> String {
          `how` says how they were taken, and `exact` lists those that repeat.\n\n\
          | field | meaning | how | exact |\n|---|---|---|---|\n",
     );
-    for field in FIELDS {
+    for field in fields::all() {
         let _ = writeln!(
             out,
             "| `{}` | {} | {} | {} |",

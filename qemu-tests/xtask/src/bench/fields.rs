@@ -1,5 +1,6 @@
 //! The fields of a record: what each means, where it is from, and when it is absent.
 
+use super::answers;
 use super::source::{Source, count_of, round};
 use crate::cases::Mode;
 use crate::lane::Lane;
@@ -26,11 +27,11 @@ pub(super) struct Field {
 pub(super) enum Exact {
     /// It depends on what races with what.
     Never,
-    /// What the workload does, but for same_page, which counts by time.
+    /// What the workload does, but for same_page and restore, where it depends on what races with what.
     Work,
     /// Counted in instructions: vmx.
     Counted,
-    /// On vmx, one fault at a time on an idle vCPU, where a task can park.
+    /// Where time is a count of instructions, one fault at a time on an idle vCPU, where a task can park.
     DepthOne,
 }
 
@@ -39,9 +40,9 @@ impl Exact {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Never => "-",
-            Self::Work => "both lanes, but for same_page",
+            Self::Work => "both lanes, but for same_page and restore",
             Self::Counted => "vmx",
-            Self::DepthOne => "vmx, one_at_a_time_alone, where tasks park",
+            Self::DepthOne => "vmx and -icount, one_at_a_time_alone, where tasks park",
         }
     }
 
@@ -50,10 +51,10 @@ impl Exact {
         let workload = source.result.text("workload");
         match self {
             Self::Never => false,
-            Self::Work => workload != "same_page",
+            Self::Work => !["same_page", "restore"].contains(&workload),
             Self::Counted => source.lane == Lane::Vmx,
             Self::DepthOne => {
-                source.lane == Lane::Vmx
+                source.counts_time
                     && source.mode != Mode::Blocking
                     && workload == "one_at_a_time"
                     && source.number("compute") == Some(0.0)
@@ -67,11 +68,15 @@ const NO_PROBE: &str = "counted on the lane vmx only, by Bochs's debugger, and i
 const NO_COMPUTE: &str = "no task computes beside, or what it does alone was not measured";
 
 /// All of them, in the order of the documentation.
-pub(super) const FIELDS: &[Field] = &[
+pub(super) fn all() -> impl Iterator<Item = &'static Field> {
+    FIELDS.iter().chain(answers::FIELDS)
+}
+
+const FIELDS: &[Field] = &[
     Field {
         name: "faults",
         what: "missing pages met in user mode",
-        how: "the workload's first touches",
+        how: "the workload's first touches; of restore, in either mode: the pager's count of pages of the snapshot",
         exact: Exact::Work,
         absent: NO_FAULTS,
         take: |s| s.count("faults").map(Value::from),
@@ -147,7 +152,7 @@ pub(super) const FIELDS: &[Field] = &[
         how: "the guest's scheduler; a task whose fault stops the vCPU is charged for that",
         exact: Exact::Never,
         absent: NO_FAULTS,
-        take: |s| s.number("useful_share").map(Value::from),
+        take: |s| s.of_a_share("useful_share"),
     },
     Field {
         name: "bound",
@@ -155,7 +160,7 @@ pub(super) const FIELDS: &[Field] = &[
         how: "computed",
         exact: Exact::Never,
         absent: NO_FAULTS,
-        take: |s| s.number("bound").map(Value::from),
+        take: |s| s.of_a_share("bound"),
     },
     Field {
         name: "work_share",

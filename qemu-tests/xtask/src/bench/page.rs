@@ -65,8 +65,17 @@ fn legend(out: &mut String) {
 }
 
 fn targets_table(out: &mut String, bench: &Bench) {
+    let verdicts = targets::all(bench);
+    let count = |met: Option<bool>| verdicts.iter().filter(|v| v.met == met).count();
+    let _ = writeln!(
+        out,
+        "<p><b class=\"yes\">{} met</b>, <b class=\"no\">{} not met</b>, {} not measured or not resolved. The count says what bounds a figure.</p>",
+        count(Some(true)),
+        count(Some(false)),
+        count(None)
+    );
     out.push_str("<table class=\"targets\"><tr><th>figure</th><th>target</th><th>measured</th><th>met</th><th>count</th></tr>\n");
-    for v in targets::all(bench) {
+    for v in verdicts {
         let (class, met) = match v.met {
             Some(true) => ("yes", "yes"),
             Some(false) => ("no", "no"),

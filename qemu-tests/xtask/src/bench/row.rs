@@ -1,6 +1,6 @@
 //! bench.json.
 
-use super::fields::{FIELDS, why_absent};
+use super::fields::{self, why_absent};
 use super::source::Source;
 use crate::cases::{Case, Mode};
 use crate::error::{Kind, fail};
@@ -88,7 +88,7 @@ pub(super) struct Row {
     pub(super) absent: BTreeMap<String, String>,
     /// Fields that repeat from run to run, within 1 %.
     pub(super) exact: Vec<String>,
-    /// The fields, see [`FIELDS`].
+    /// The fields, see [`fields::all`].
     #[serde(flatten)]
     pub(super) values: BTreeMap<String, Value>,
 }
@@ -105,11 +105,11 @@ impl Row {
     fn new(key: Key, source: &Source<'_>) -> Self {
         let (mut how, mut absent, mut values) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut exact = Vec::new();
-        for field in FIELDS {
+        for field in fields::all() {
             let name = field.name.to_owned();
             match (field.take)(source) {
                 Some(value) => {
-                    how.insert(name.clone(), field.how.to_owned());
+                    how.insert(name.clone(), source.how(field.how));
                     if field.exact.holds(source) {
                         exact.push(name.clone());
                     }
@@ -190,11 +190,13 @@ fn of_case(case: &Case, records: &[Record]) -> Vec<Row> {
             lane: case.lane.name().to_owned(),
             mode: mode_name(case.mode).to_owned(),
             workload,
-            vcpus: case.vcpus,
+            // A workload may leave some of them idle.
+            vcpus: count("busy_vcpus").and_then(|n| n.try_into().ok()).unwrap_or(case.vcpus),
             tasks: count("tasks")?,
             latency_us: count("latency_us")?,
         };
-        Some(Row::new(key, &Source { lane: case.lane, mode: case.mode, result, probe }))
+        let (lane, counts_time, mode) = (case.lane, case.counts_time, case.mode);
+        Some(Row::new(key, &Source { lane, counts_time, mode, result, probe }))
     };
     results.filter_map(row).collect()
 }
@@ -229,14 +231,15 @@ pub(super) mod tests {
             latency_us: result.value["latency_us"].as_u64().unwrap(),
         };
         let probe = result.value.get("probe").map(|value| Record { value: value.clone() });
-        Row::new(key, &Source { lane: Lane::Vmx, mode, result: &result, probe: probe.as_ref() })
+        let (lane, counts_time) = (Lane::Vmx, true);
+        Row::new(key, &Source { lane, counts_time, mode, result: &result, probe: probe.as_ref() })
     }
 
     #[test]
     fn every_field_has_a_value_and_how_or_is_null_with_a_reason() {
         let row = row(Mode::VeApf, "user_touch", json!({}));
         let json = serde_json::to_value(&row).unwrap();
-        for field in FIELDS {
+        for field in fields::all() {
             let (value, how, absent) =
                 (&json[field.name], &json["how"][field.name], &json["absent"][field.name]);
             assert!(json.get(field.name).is_some(), "{}", field.name);
@@ -245,7 +248,7 @@ pub(super) mod tests {
         }
         let keys = ["lane", "mode", "workload", "vcpus", "tasks", "latency_us"];
         assert!(keys.iter().all(|key| !json[*key].is_null()));
-        assert_eq!(json.as_object().unwrap().len(), FIELDS.len() + keys.len() + 3);
+        assert_eq!(json.as_object().unwrap().len(), fields::all().count() + keys.len() + 3);
         let back: Row = serde_json::from_value(json.clone()).unwrap();
         assert_eq!(serde_json::to_value(&back).unwrap(), json);
     }

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 pub(super) struct Source<'a> {
     /// The machine.
     pub(super) lane: Lane,
+    /// The machine's time is a count of instructions.
+    pub(super) counts_time: bool,
     /// The guest's way.
     pub(super) mode: Mode,
     /// What L2 and the VMM reported of the workload.
@@ -18,6 +20,14 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
+    /// How a field was taken.
+    pub(super) fn how(&self, how: &str) -> String {
+        match (self.lane, self.counts_time) {
+            (Lane::Svm, true) => format!("{how}; QEMU with -icount"),
+            _ => how.to_owned(),
+        }
+    }
+
     /// A number of the result.
     pub(super) fn number(&self, name: &str) -> Option<f64> {
         self.result.number(name)
@@ -26,6 +36,12 @@ impl Source<'_> {
     /// A count of the result.
     pub(super) fn count(&self, name: &str) -> Option<u64> {
         self.result.value.get(name).and_then(Value::as_u64)
+    }
+
+    /// A share of the vCPU, or its bound. Who restores a VM is busy with that.
+    pub(super) fn of_a_share(&self, name: &str) -> Option<Value> {
+        let restored = self.result.text("workload") == "restore";
+        self.number(name).filter(|_| !restored).map(Value::from)
     }
 
     /// A count in a part of the result.

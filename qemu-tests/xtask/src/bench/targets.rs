@@ -2,6 +2,7 @@
 
 use super::row::Bench;
 
+mod rate;
 mod shares;
 
 /// One figure.
@@ -62,7 +63,7 @@ pub(super) fn all(bench: &Bench) -> Vec<Verdict> {
     }
     instructions(bench, &mut out);
     no_faults(bench, &mut out);
-    scaling(bench, &mut out);
+    rate::of_vcpus(bench, &mut out);
     out
 }
 
@@ -156,27 +157,6 @@ fn no_faults(bench: &Bench, out: &mut Vec<Verdict>) {
             out.push(verdict);
         }
     }
-}
-
-fn scaling(bench: &Bench, out: &mut Vec<Verdict>) {
-    let verdict = Verdict::new("faults/s of 4 vCPUs over 1 vCPU", ">= 3.5");
-    let per_fault = |vcpus: u32| {
-        let found = bench.records.iter().find(|row| {
-            let key = &row.key;
-            key.lane == EXACT
-                && key.mode == "injected"
-                && key.workload == "user_touch"
-                && key.vcpus == vcpus
-                && key.latency_us == 1000
-        });
-        found.and_then(|row| row.number("exits_per_fault"))
-    };
-    out.push(match (per_fault(1), per_fault(4)) {
-        (Some(one), Some(four)) => verdict.not_measured(&format!(
-            "all vCPUs share a CPU of L1, so there is no rate of four; exits per fault stay at {four:.2} of {one:.2}"
-        )),
-        _ => verdict.not_measured("all vCPUs share a CPU of L1 here, so there is no rate of four"),
-    });
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ pub(super) fn machine(boot: &Boot<'_>) -> Result<Machine> {
     })?;
     let mut command = qemu.command();
     command
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
+        .args(speed(boot.icount))
         .args(["-smp", &boot.cpus.to_string(), "-m", &boot.mem_mib.to_string()])
         .args(["-nodefaults", "-display", "none", "-monitor", "none", "-serial", "stdio"])
         .arg("-no-reboot")
@@ -33,6 +33,18 @@ pub(super) fn machine(boot: &Boot<'_>) -> Result<Machine> {
     Ok(Machine { lane: Lane::Svm, command, _disk: disk, log: None })
 }
 
+/// How it executes. With `-icount` nothing may depend on the host: neither time, nor random numbers, nor which CPU runs when.
+fn speed(icount: Option<u8>) -> Vec<String> {
+    let fixed = match icount {
+        None => "-accel tcg,thread=multi -cpu max".to_owned(),
+        Some(shift) => format!(
+            "-accel tcg,thread=single -icount shift={shift},sleep=off -cpu max,-rdrand,-rdseed -seed 1 \
+             -rtc base=2026-01-01,clock=vm"
+        ),
+    };
+    fixed.split(' ').filter(|word| !word.is_empty()).map(ToOwned::to_owned).collect()
+}
+
 /// A sparse file that is gone when this boot is over.
 fn disk(boot: &Boot<'_>) -> Result<Option<tempfile::NamedTempFile>> {
     if boot.disk_mib == 0 {
@@ -43,4 +55,19 @@ fn disk(boot: &Boot<'_>) -> Result<Option<tempfile::NamedTempFile>> {
         tempfile::Builder::new().prefix("disk-").tempfile_in(dir).context("creating a disk")?;
     file.as_file().set_len(u64::from(boot.disk_mib) << 20).context("creating a disk")?;
     Ok(Some(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_counts_instructions_depends_on_nothing_of_the_host() {
+        let usual = speed(None).join(" ");
+        assert_eq!(usual, "-accel tcg,thread=multi -cpu max");
+        let counted = speed(Some(3)).join(" ");
+        for word in ["thread=single", "shift=3,sleep=off", "-rdrand", "-seed", "clock=vm"] {
+            assert!(counted.contains(word), "{counted}");
+        }
+    }
 }

@@ -38,6 +38,9 @@ pub(super) struct Entry {
     /// L2 has its kernel in a file.
     #[serde(default)]
     kernel_inside: bool,
+    /// L2 has Debian's memcached.
+    #[serde(default)]
+    server: bool,
     /// Runs in L1 instead of the VMM.
     argv: Option<Vec<String>>,
     #[serde(default)]
@@ -65,6 +68,9 @@ const ALWAYS: &[&str] = &[
     "or_zero(result.wrong_bytes) == 0",
     "or_zero(result.bad) == 0",
 ];
+
+/// The kernel's COMMAND_LINE_SIZE is 2048, and the VMM adds a few words.
+const MAX_CMDLINE: usize = 1980;
 
 /// A boot, or several, on each of which the entry makes a case.
 #[derive(Clone, Debug, Deserialize)]
@@ -111,6 +117,11 @@ impl Entry {
         if self.boot.names().len() > 1 {
             name = format!("{name}/{}", lane.name());
         }
+        anyhow::ensure!(!(self.kernel_inside && self.server), "kernel_inside or server, not both");
+        anyhow::ensure!(
+            self.l2_cmdline(mode, lane).len() <= MAX_CMDLINE,
+            "L2's command line is longer than {MAX_CMDLINE} bytes: the kernel would cut it off"
+        );
         let argv = match (&self.workload, &self.argv) {
             (Some(_), None) => self.vmm_argv(mode, lane),
             (None, Some(argv)) => argv.iter().map(|a| self.fill_in(a, mode, lane)).collect(),
@@ -140,11 +151,13 @@ impl Entry {
             name,
             boot: boot.to_owned(),
             lane,
+            counts_time: lane == Lane::Vmx,
             mode,
             vcpus: self.vcpus,
             step,
             client: self.client,
             stock: self.stock_guest,
+            server: self.server,
             expect,
             skip: self.skip.clone(),
             long: self.long,
@@ -162,6 +175,14 @@ impl Entry {
             initrd::L2_KERNEL
         } else {
             initrd::L2_VMLINUX
+        }
+    }
+
+    fn l2_initrd(&self) -> &'static str {
+        match (self.kernel_inside, self.server) {
+            (true, _) => initrd::L2_INITRD_KERNEL,
+            (_, true) => initrd::L2_INITRD_SERVER,
+            _ => initrd::L2_INITRD,
         }
     }
 
@@ -194,7 +215,7 @@ impl Entry {
             "--kernel",
             self.l2_kernel(lane),
             "--initrd",
-            if self.kernel_inside { initrd::L2_INITRD_KERNEL } else { initrd::L2_INITRD },
+            self.l2_initrd(),
             "--cmdline",
             &cmdline,
             "--vcpus",

@@ -44,6 +44,7 @@ pub(crate) fn derive(record: &mut Record) {
     if record.kind() != "result" {
         return;
     }
+    restored(record);
     // "apf_waited" are faults that stopped the vCPU: one exit each.
     let counted = |name: &str| name.starts_with("apf_exits_") || name == "apf_waited";
     let exits: Option<u64> =
@@ -64,6 +65,19 @@ pub(crate) fn derive(record: &mut Record) {
             record.value["exits_per_fault"] = ((per_fault * 1e4).round() / 1e4).into();
         }
     }
+}
+
+/// Nobody counts the touches of a VM that is restored: its faults are the pages that the pager brought from the snapshot, and
+/// those that parked are known where the guest counts them.
+fn restored(record: &mut Record) {
+    if record.text("workload") != "restore" {
+        return;
+    }
+    let count = |section: &str, name: &str| record.value.get(section)?.get(name)?.as_u64();
+    let (faults, ours) = (count("pager", "restored"), count("ve_apf", "faults"));
+    let parked = count("ve_apf", "parked").filter(|_| ours > Some(0));
+    record.value["faults"] = faults.into();
+    record.value["parked"] = parked.into();
 }
 
 impl Row {

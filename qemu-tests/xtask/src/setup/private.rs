@@ -1,11 +1,12 @@
-//! A package that cannot be installed beside what the user has: unpacked into the cache, with what it depends on.
+//! A package that cannot be installed beside what the user has, or should not be: unpacked into the cache, with what it depends on.
 //! Nothing is installed, removed or downgraded, and no root is needed.
 
 use super::{debs, have};
 use crate::error::{Kind, fail};
-use crate::tools::{self, QEMU_PACKAGE, Qemu};
+use crate::tools::{self, Prefix, Qemu};
 use crate::{paths, proc};
 use anyhow::{Context, Result};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// What apt would do.
@@ -42,20 +43,41 @@ fn parse(text: &str) -> Plan {
     plan
 }
 
-/// Downloads QEMU and unpacks it into the cache; false if the download failed.
-pub(super) fn qemu(plan: &Plan) -> Result<bool> {
+/// What is unpacked.
+pub(super) struct Package {
+    /// Debian's name.
+    pub(super) name: &'static str,
+    /// For messages.
+    pub(super) what: &'static str,
+    /// Does what was unpacked here start?
+    pub(super) runs: fn(PathBuf) -> bool,
+}
+
+/// QEMU.
+pub(super) const QEMU: Package =
+    Package { name: tools::QEMU_PACKAGE, what: "QEMU", runs: |root| Qemu::at(root).runs() };
+/// The server: installed, it would be started.
+pub(super) const SERVER: Package = Package {
+    name: tools::SERVER_PACKAGE,
+    what: "memcached",
+    runs: |root| Prefix::at(root).server_runs(),
+};
+
+/// Downloads a package and unpacks it into the cache; false if the download failed.
+pub(super) fn unpack(package: &Package, plan: &Plan) -> Result<bool> {
+    let Package { name, what, runs } = package;
     if !have("dpkg") {
-        return Err(fail(Kind::Environment, "dpkg is missing", "install QEMU yourself"));
+        return Err(fail(Kind::Environment, "dpkg is missing", format!("install {what} yourself")));
     }
     let version = plan
         .install
         .iter()
-        .find_map(|p| p.strip_prefix(QEMU_PACKAGE)?.strip_prefix('='))
-        .context("apt-get would not install QEMU at all")?;
+        .find_map(|p| p.strip_prefix(name)?.strip_prefix('='))
+        .with_context(|| format!("apt-get would not install {what} at all"))?;
     let dir = tools::private_dir()?;
     std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     paths::need_space(&dir, 1)?;
-    let copy = dir.join(copy_name(version));
+    let copy = dir.join(copy_name(name, version));
     // It goes away by itself if anything fails.
     let new = tempfile::Builder::new()
         .prefix(".new-")
@@ -70,15 +92,15 @@ pub(super) fn qemu(plan: &Plan) -> Result<bool> {
     // The dynamic linker is the system's, so the C library has to be, too.
     let packages = plan.install.iter().filter(|p| !p.starts_with("libc6="));
     let packages: Vec<&str> = packages.map(String::as_str).collect();
-    if !debs::download("QEMU", packages.into_iter(), &archives)? {
+    if !debs::download(what, packages.into_iter(), &archives)? {
         return Ok(false);
     }
-    debs::unpack("QEMU", &archives, &root)?;
-    if !Qemu::at(root.clone()).runs() {
+    debs::unpack(what, &archives, &root)?;
+    if !runs(root.clone()) {
         return Err(fail(
             Kind::Environment,
-            format!("the private copy of QEMU {version} does not start"),
-            format!("install {QEMU_PACKAGE} yourself; it conflicts with {}", plan.remove.join(" ")),
+            format!("the private copy of {what} {version} does not start"),
+            format!("install {name} yourself; it conflicts with: {}", plan.remove.join(" ")),
         ));
     }
     if copy.exists() {
@@ -90,8 +112,8 @@ pub(super) fn qemu(plan: &Plan) -> Result<bool> {
 }
 
 /// A colon would divide LD_LIBRARY_PATH; apt writes it like this in file names, too.
-fn copy_name(version: &str) -> String {
-    format!("{QEMU_PACKAGE}_{}", version.replace(':', "%3a"))
+fn copy_name(package: &str, version: &str) -> String {
+    format!("{package}_{}", version.replace(':', "%3a"))
 }
 
 #[cfg(test)]
@@ -111,6 +133,9 @@ mod tests {
 
     #[test]
     fn a_copy_can_be_in_a_search_path() {
-        assert_eq!(copy_name("1:7.2+dfsg-7"), "qemu-system-x86_1%3a7.2+dfsg-7");
+        assert_eq!(
+            copy_name(tools::QEMU_PACKAGE, "1:7.2+dfsg-7"),
+            "qemu-system-x86_1%3a7.2+dfsg-7"
+        );
     }
 }

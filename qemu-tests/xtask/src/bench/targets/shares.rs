@@ -43,8 +43,15 @@ pub(super) fn kernel_parked(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
 pub(super) fn useful(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
     const KINDS: [&str; 2] = ["worst workload at 10 ms", "worst workload at shorter latencies"];
     // Nobody computes, tasks wait for each other, or are themselves busy starting programs.
-    const NOT_SHARED: [&str; 5] =
-        ["one_at_a_time_alone", "bystander", "bystander_kernel", "burst", "execve"];
+    const NOT_SHARED: [&str; 7] = [
+        "one_at_a_time_alone",
+        "bystander",
+        "bystander_kernel",
+        "burst",
+        "execve",
+        "restore",
+        "rate",
+    ];
     let kind = |row: &Row| match row.key.latency_us {
         LONG_US => KINDS[0],
         _ => KINDS[1],

@@ -1,0 +1,122 @@
+//! Parts of docs/performance.md for workloads whose figures are their own.
+
+use super::row::{Bench, Row};
+use super::summary::MODES;
+use std::fmt::Write;
+
+impl Bench {
+    /// How so many vCPUs get over missing pages.
+    pub(super) fn rate(&self, lane: &str, mode: &str, vcpus: u32) -> Option<&Row> {
+        self.records.iter().find(|row| {
+            let key = &row.key;
+            let of = key.lane == lane && key.mode == mode && key.vcpus == vcpus;
+            of && key.workload == "rate"
+        })
+    }
+}
+
+fn number(row: &Row, name: &str, digits: usize) -> String {
+    row.number(name).map_or_else(|| "-".into(), |n| format!("{n:.digits$}"))
+}
+
+/// A server that is restored, and rates; nothing of what was not measured.
+pub(super) fn sections(bench: &Bench, lane: &str) -> String {
+    let mut out = String::new();
+    let restored: Vec<&Row> =
+        MODES.iter().filter_map(|mode| bench.of(lane, mode, "restore").next()).collect();
+    if let Some(row) = restored.first() {
+        let _ = write!(
+            out,
+            "\n## {lane}: a restored server\n\n\
+             Debian's memcached with four threads, in a new process of the VMM that has no page of the VM's memory: each comes {} us\n\
+             after somebody touched it, kernel and libraries too. {} clients, tasks of the same guest, whose connections live through\n\
+             the snapshot. Every byte of every answer was compared.\n\n\
+             | mode | first right answer, ms | pages by then | all {} answers, ms | p50, us | p99, us | p99 without faults, us | faults | parked | suspended | exits/fault |\n\
+             |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+            row.key.latency_us,
+            row.key.tasks,
+            number(row, "answers", 0),
+        );
+    }
+    let ms = |row: &Row, name: &str| {
+        row.number(name).map_or_else(|| "-".into(), |us| format!("{:.0}", us / 1000.0))
+    };
+    for row in restored {
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} | {} | {} | {:.0} | {} | {} | {} |",
+            row.key.mode,
+            ms(row, "first_answer_us"),
+            number(row, "first_answer_pages", 0),
+            ms(row, "all_answers_us"),
+            number(row, "answer_p50_us", 0),
+            number(row, "answer_p99_us", 0),
+            number(row, "answer_quiet_p99_us", 0),
+            row.all_faults(),
+            number(row, "parked", 0),
+            number(row, "suspended", 0),
+            number(row, "exits_per_fault", 2),
+        );
+    }
+    rates(&mut out, bench, lane);
+    out
+}
+
+fn rates(out: &mut String, bench: &Bench, lane: &str) {
+    let rows: Vec<(&str, &Row, &Row)> = MODES
+        .iter()
+        .filter_map(|mode| Some((*mode, bench.rate(lane, mode, 1)?, bench.rate(lane, mode, 4)?)))
+        .collect();
+    if let Some((_, one, four)) = rows.first() {
+        let _ = write!(
+            out,
+            "\n## {lane}: four vCPUs\n\n\
+             Tasks that work {} us, then touch a page that comes after {} us; {} of them on one vCPU of four, then {} on all. L1\n\
+             has five CPUs, one of them for the pager, which advance together in simulated time.\n\n\
+             | mode | faults/s of 1 | faults/s of 4 | ratio |\n|---|--:|--:|--:|\n",
+            number(one, "work_us", 0),
+            one.key.latency_us,
+            one.key.tasks,
+            four.key.tasks,
+        );
+    }
+    for (mode, one, four) in rows {
+        let ratio = four.number("faults_per_s").zip(one.number("faults_per_s"));
+        let ratio =
+            ratio.map_or_else(|| "-".into(), |(four, one)| format!("{:.2}", four / one.max(1.0)));
+        let (one, four) = (number(one, "faults_per_s", 0), number(four, "faults_per_s", 0));
+        let _ = writeln!(out, "| {mode} | {one} | {four} | {ratio} |");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::row::{SCHEMA, tests::row};
+    use super::*;
+    use crate::cases::Mode;
+    use serde_json::json;
+
+    #[test]
+    fn only_what_was_measured_has_a_section() {
+        let mut bench = Bench {
+            schema: SCHEMA,
+            quick: true,
+            runs: 1,
+            kernel: String::new(),
+            differences: Vec::new(),
+            records: vec![row(Mode::VeApf, "user_touch", json!({}))],
+        };
+        assert_eq!(sections(&bench, "vmx"), "");
+        let more = json!({"first_us": 12_345, "first_pages": 678, "answers": 128, "pager": {"restored": 900}});
+        bench.records.push(row(Mode::VeApf, "restore", more));
+        let rate = |vcpus: u32, rate: u64| {
+            let mut row = row(Mode::VeApf, "rate", json!({"faults_per_s": rate, "work_us": 500}));
+            row.key.vcpus = vcpus;
+            row
+        };
+        bench.records.extend([rate(1, 1000), rate(4, 3900)]);
+        let text = sections(&bench, "vmx");
+        assert!(text.contains("| injected | 12 | 678 | - | - | - | - | 900 |"), "{text}");
+        assert!(text.contains("| injected | 1000 | 3900 | 3.90 |"), "{text}");
+    }
+}
