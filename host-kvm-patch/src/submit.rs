@@ -4,6 +4,7 @@ use crate::complete::{Outcome, publish};
 use crate::fault::{guest_error, may_queue};
 use crate::platform::{GuestError, Mapping, Page, Resolution, Vcpu, Vm};
 use crate::vcpu::{Hold, VcpuState};
+use crate::works::SlotUse;
 use ve_apf_abi::access::{Bitmap, FaultInfo, RingAccess};
 use ve_apf_abi::ring::{SlotIndex, VE_APF_QUAL_WRITE};
 use ve_apf_abi::word::{Generation, SlotWord, State};
@@ -99,7 +100,8 @@ where
         // touches it again, is resolved with the vCPU stopped.
         Mapping::NotNow if !may_queue(vcpu, state, vm, page) => return Ok(Submitted::Wait(page)),
         Mapping::NotNow => {
-            let joined = vm.locked(|works| works.join(vm, vcpu.index(), slot, generation, page));
+            let of = Some(SlotUse { slot, generation });
+            let joined = vm.locked(|works| works.join(vm, vcpu.index(), of, page));
             let Ok((ticket, _)) = joined else { return Ok(Submitted::Wait(page)) };
             state.set_hold(slot, Some(Hold { ticket, generation }));
             return Ok(queued);

@@ -1,6 +1,7 @@
 //! What the host remembers of one vCPU; owned by the vCPU's own thread.
 
 use crate::platform::Page;
+use crate::stop::Stop;
 use crate::works::Ticket;
 use ve_apf_abi::ring::{SlotIndex, VE_APF_SLOTS};
 use ve_apf_abi::word::Generation;
@@ -36,6 +37,8 @@ const IN_A_ROW: u32 = 64;
 pub struct VcpuState {
     holds: [Option<Hold>; VE_APF_SLOTS as usize],
     progress: Progress,
+    /// What it waits for without a slot.
+    pub(crate) stop: Stop,
     /// Completions were published while no interrupt could be raised.
     pub(crate) raise: bool,
 }
@@ -52,6 +55,7 @@ impl VcpuState {
                 count: 0,
                 unmapped: 0,
             },
+            stop: Stop::new(),
             raise: false,
         }
     }
@@ -70,6 +74,12 @@ impl VcpuState {
             bits |= u64::from(hold.is_some()) << position;
         }
         bits
+    }
+
+    /// Does the vCPU itself wait for a page?
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stop.waits()
     }
 
     pub(crate) fn set_hold(&mut self, slot: SlotIndex, hold: Option<Hold>) {

@@ -9,6 +9,7 @@ mod hold;
 mod init;
 mod nmi;
 mod park;
+mod stopped;
 mod story1;
 mod story2;
 
@@ -53,5 +54,6 @@ pub(crate) static ALL: &[Test] = &[
     held::FLAG,
     held::LAPIC,
     init::INIT,
+    stopped::STOPPED,
     hold::HOLD,
 ];
