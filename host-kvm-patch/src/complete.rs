@@ -65,7 +65,7 @@ where
             continue;
         };
         state.set_hold(of.slot, None);
-        match publish_finished(vcpu, state, of, finished.page, finished.resolution) {
+        match publish_finished(vcpu, of, finished.page, finished.resolution) {
             Ok(Some((before, outcome))) => {
                 match outcome {
                     Outcome::Resolved => done.resolved += 1,
@@ -115,14 +115,12 @@ pub(crate) fn announce<C: Vcpu>(vcpu: &C, state: &mut VcpuState, bits: u64) -> b
 
 fn publish_finished<C: Vcpu>(
     vcpu: &C,
-    state: &mut VcpuState,
     of: SlotUse,
     page: Page,
     resolution: Resolution,
 ) -> Result<Option<(State, Outcome)>, GuestError> {
     // Before the outcome is visible, so that the woken task finds its page.
     let mapping = vcpu.map(page);
-    state.note_mapping(page, mapping == Mapping::Mapped);
     let outcome = Outcome::of(mapping, resolution);
     let published = vcpu.with_ring(|ring| publish(ring, of.slot, of.generation, outcome));
     match published {

@@ -62,9 +62,6 @@ where
     if let Some(cause) = state.stop.take_failure(page) {
         return Ok(Answer::Lost(cause));
     }
-    if !may_queue(vcpu, state, vm, page) {
-        return Ok(Answer::Sync(SyncReason::NoProgress));
-    }
     let answer = tell(vcpu, |ring| deliver(vcpu, ring, state, vm, page, info))?;
     if let Answer::Injected(..) = answer {
         leave(state, vm);
@@ -115,7 +112,8 @@ fn tell<C: Vcpu>(
     Ok(answer)
 }
 
-/// Has the instruction a chance to get further if a work brings the page?
+/// Has the instruction had its chances, each time with a page that was gone again when the guest's
+/// task ran? Then the vCPU waits for the page, and is the next to touch it.
 pub(crate) fn may_queue<C, M, const W: usize, const N: usize, const V: usize>(
     vcpu: &C,
     state: &mut VcpuState,
@@ -126,7 +124,7 @@ where
     C: Vcpu,
     M: Vm<W, N, V>,
 {
-    vm.locked(|works| works.is_running(page)) || state.may_try(vcpu.rip(), page)
+    vm.locked(|works| works.is_running(page)) || state.may_try(vcpu.rip(), page, M::IN_A_ROW)
 }
 
 fn refusal<C: Vcpu>(vcpu: &C) -> Option<SyncReason> {
@@ -157,6 +155,10 @@ where
 {
     drop_lost_event(ring, state, vm)?;
 
+    // Asked of what could be delivered: a vCPU that waits itself takes nobody's chances.
+    if !may_queue(vcpu, state, vm, page) {
+        return Ok(Answer::Sync(SyncReason::NoProgress));
+    }
     let Some((slot, free)) = take_slot(ring, state)? else {
         return Ok(Answer::Sync(SyncReason::NoSlot));
     };

@@ -4,7 +4,6 @@
 //! it is kicked. Then [`fault`](crate::fault::fault) is asked once more: it may find a free slot, or
 //! that the wait has failed.
 
-use crate::fault::SyncReason;
 use crate::platform::{Page, Resolution, Vcpu, Vm};
 use crate::vcpu::VcpuState;
 use crate::works::Ticket;
@@ -58,18 +57,17 @@ pub enum Stopped {
     Halt,
     /// The same; it has waited for this page since an earlier fault, and something else woke it.
     Again,
-    /// Resolve the page on the vCPU's own thread.
+    /// No other thread can: resolve the page on the vCPU's own.
     Block,
 }
 
-/// [`fault`](crate::fault::fault) answered `Sync(reason)`: the vCPU waits for the page, and for no
-/// other any more. The deadline is that of the first fault on it in a row.
+/// [`fault`](crate::fault::fault) answered `Sync`: the vCPU waits for the page, and for no other any
+/// more. The deadline is that of the first fault on it in a row.
 pub fn stop<C, M, const W: usize, const N: usize, const V: usize>(
     vcpu: &C,
     state: &mut VcpuState,
     vm: &M,
     page: Page,
-    reason: SyncReason,
 ) -> Stopped
 where
     C: Vcpu,
@@ -79,10 +77,6 @@ where
         return Stopped::Again;
     }
     leave(state, vm);
-    // A page that comes and goes is only sure to be mapped by whoever holds it.
-    if matches!(reason, SyncReason::NoProgress | SyncReason::Full) {
-        return Stopped::Block;
-    }
     match vm.locked(|works| works.join(vm, vcpu.index(), None, page)) {
         Ok((ticket, _)) => {
             state.stop = Stop { page, ticket: Some(ticket), failed: VE_APF_CAUSE_NONE };

@@ -102,7 +102,7 @@ pub unsafe extern "C" fn ve_apf_host_fault(
     let page = Page { gfn, write };
     let answer = fault(&vcpu, state, &vm, page, fault_info(qualification, gpa));
     let stopped = match answer {
-        Ok(Answer::Sync(reason)) if !block => stop(&vcpu, state, &vm, page, reason),
+        Ok(Answer::Sync(_)) if !block => stop(&vcpu, state, &vm, page),
         _ => Stopped::Block,
     };
     // SAFETY: the caller's promise.

@@ -107,13 +107,31 @@ impl<'a> Host<'a> {
         let waited = self.cpu.look(|vcpu| {
             vcpu.ring.slots.get(slot as usize).is_some_and(|slot| slot.word.state().is_waiting())
         });
+        let stopped = self.cpu.look(|vcpu| vcpu.host.get().is_some_and(VcpuState::is_stopped));
         let answer = self.owning(|state| submit(&self.cpu, state, &self.vm(), slot))?;
+        self.not_late(slot, answer, stopped);
         match answer {
             Submitted::Resolved | Submitted::Fail if waited => self.reach(Reach::AtOnce),
             Submitted::Wait(_) => self.reach(Reach::Unqueued),
             _ => {}
         }
         self.answer(answer)
+    }
+
+    /// The vCPU may have waited for the page itself, and its deadline be over; `stopped`: it waited
+    /// until now.
+    fn not_late(&self, slot: u64, answer: Submitted, stopped: bool) {
+        if !matches!(answer, Submitted::Queued | Submitted::Resolved | Submitted::Fail) {
+            return;
+        }
+        let late = self.cpu.look(|vcpu| {
+            let slot = vcpu.ring.slots.get(slot as usize)?;
+            let gfn = (slot.fault.gpa >> 12) as usize;
+            vcpu.late.take().filter(|late| *late == gfn && !stopped)
+        });
+        if let (Submitted::Queued, Some(gfn)) = (answer, late) {
+            self.cpu.thread.world.violate(format!("gfn {gfn}: a deadline is over, and forgotten"));
+        }
     }
 
     /// A fault that is resolved with the vCPU stopped, on request.
@@ -145,8 +163,10 @@ impl<'a> Host<'a> {
                 self.halt();
                 None
             }
+            // Whatever comes of it, SUBMIT is executed again, and says so.
             Submitted::Wait(page) => {
-                self.resolve(page.gfn as usize);
+                self.fault(page.gfn as usize, page.write)?;
+                self.cpu.look(|vcpu| vcpu.found.fault_failed = false);
                 None
             }
         };

@@ -51,7 +51,7 @@ impl Host<'_> {
         let answer = self.owning(|state| {
             fault(&self.cpu, state, &self.vm(), page, fault_info(gfn, write)).map(|answer| {
                 let stopped = match answer {
-                    Answer::Sync(reason) => stop(&self.cpu, state, &self.vm(), page, reason),
+                    Answer::Sync(_) => stop(&self.cpu, state, &self.vm(), page),
                     _ => Stopped::Block,
                 };
                 (answer, stopped)

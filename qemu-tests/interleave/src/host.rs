@@ -19,6 +19,8 @@ pub struct HostVm<'a> {
 }
 
 impl Vm<4, 6, 2> for HostVm<'_> {
+    const IN_A_ROW: u32 = 2;
+
     fn locked<R>(&self, f: impl FnOnce(&mut VmWorks) -> R) -> R {
         // Nothing in `f` is a step, so the lock is never seen taken.
         if let Some(thread) = self.thread {

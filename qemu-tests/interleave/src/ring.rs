@@ -99,6 +99,7 @@ impl<'a> ModelRing<'a> {
         let lost = state.event_lost;
         let sweeping = state.vcpus[self.ring].sweeping;
         let disturbed = state.disturbed || sweeping;
+        let late = state.vcpus[self.ring].late;
         let model = &state.vcpus[self.ring].ring.slots[usize::from(slot.get())];
         let (from, to) = (old.state(), new.state());
         let next = new.generation() == old.generation().next();
@@ -142,7 +143,11 @@ impl<'a> ModelRing<'a> {
                     if !disturbed && frame != Frame::Mapped {
                         self.violate(format!("slot {}: RESOLVED without the page", slot.get()));
                     }
-                } else if !(expired || matches!(tried, Some(Mapping::Failed(_)))) {
+                } else if !(expired
+                    || matches!(tried, Some(Mapping::Failed(_)))
+                    // The vCPU had waited for it itself.
+                    || late.is_some_and(|late| late as u64 == gfn && tried == Some(Mapping::NotNow)))
+                {
                     self.violate(format!("slot {}: FAIL, not tried again", slot.get()));
                 }
                 same

@@ -104,6 +104,7 @@ scenarios! {
     hw_mixed: "hw-mixed",
     hw_reclaim: "hw-reclaim",
     hw_no_progress: "hw-no-progress",
+    hw_no_progress_deadline: "hw-no-progress-deadline",
     hw_no_slot: "hw-no-slot",
     hw_no_slot_at_all: "hw-no-slot-at-all",
     hw_no_thread: "hw-no-thread",

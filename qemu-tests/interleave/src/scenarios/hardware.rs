@@ -50,12 +50,19 @@ fn park() -> Vec<Scenario> {
             reaches: vec![Reach::Delivered, Reach::SpuriousWake],
             ..hardware("hw-reclaim")
         },
-        // It is never there long enough: the host resolves it with the vCPU stopped.
+        // It is never there long enough: the vCPU halts until it is.
         Scenario {
             tasks: vec![task(0, &[touch(0, User)])],
             budget: Budget { reclaims: 2, ..NONE },
             reaches: vec![Reach::Parked, Reach::Unqueued],
             ..hardware("hw-no-progress")
+        },
+        Scenario {
+            vcpus: 1,
+            tasks: vec![task(0, &[touch(0, User)])],
+            budget: Budget { reclaims: 2, deadlines: 1, ..NONE },
+            reaches: vec![Reach::Parked, Reach::Unqueued, Reach::Stopped, Reach::Failed],
+            ..hardware("hw-no-progress-deadline")
         },
     ]
 }

@@ -24,6 +24,7 @@ pub(crate) static ALL: &[Test] = &[
     park::EVERY_CPU,
     fail::WHILE_WAITING,
     fail::AT_ONCE,
+    fail::AGAIN,
     story1::ALL_AT_ONCE,
     story1::EACH_PAGE,
     story1::ARMED_AT_ONCE,

@@ -27,7 +27,7 @@ use crate::{dmesg, process, sys};
 use party::Party;
 
 /// Time for the host to tell of the pages of the round before.
-pub(super) const SETTLE: Duration = Duration::from_millis(400);
+const SETTLE: Duration = Duration::from_millis(400);
 /// Slots of a ring.
 const MOST: usize = 62;
 
