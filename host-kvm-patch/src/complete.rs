@@ -1,9 +1,9 @@
 //! Completion, on the vCPU's own thread: map the page, write the outcome, one interrupt for all.
 
 use crate::fault::guest_error;
-use crate::platform::{GuestError, Mapping, Resolution, Vcpu, Vm};
+use crate::platform::{GuestError, Mapping, Page, Resolution, Vcpu, Vm};
 use crate::vcpu::VcpuState;
-use crate::works::Finished;
+use crate::works::SlotUse;
 use ve_apf_abi::access::{Bitmap, RingAccess};
 use ve_apf_abi::ring::{SlotIndex, VE_APF_CAUSE_DEADLINE};
 use ve_apf_abi::word::{Generation, SlotWord, State};
@@ -59,15 +59,20 @@ where
     let mut bits = 0;
     let mut error = None;
     while let Some(finished) = vm.locked(|works| works.take_mail(vcpu.index())) {
-        state.set_hold(finished.slot, None);
-        match publish_finished(vcpu, state, finished) {
+        let Some(of) = finished.slot else {
+            // It is about to touch the page again, and knows more then.
+            state.stop.end(finished.resolution);
+            continue;
+        };
+        state.set_hold(of.slot, None);
+        match publish_finished(vcpu, of, finished.page, finished.resolution) {
             Ok(Some((before, outcome))) => {
                 match outcome {
                     Outcome::Resolved => done.resolved += 1,
                     Outcome::Fail(_) => done.failed += 1,
                 }
                 if before == State::CAN_CONTINUE {
-                    bits |= finished.slot.bit();
+                    bits |= of.slot.bit();
                 } else {
                     done.suspended += 1;
                 }
@@ -110,15 +115,14 @@ pub(crate) fn announce<C: Vcpu>(vcpu: &C, state: &mut VcpuState, bits: u64) -> b
 
 fn publish_finished<C: Vcpu>(
     vcpu: &C,
-    state: &mut VcpuState,
-    finished: Finished,
+    of: SlotUse,
+    page: Page,
+    resolution: Resolution,
 ) -> Result<Option<(State, Outcome)>, GuestError> {
     // Before the outcome is visible, so that the woken task finds its page.
-    let mapping = vcpu.map(finished.page);
-    state.note_mapping(finished.page, mapping == Mapping::Mapped);
-    let outcome = Outcome::of(mapping, finished.resolution);
-    let published =
-        vcpu.with_ring(|ring| publish(ring, finished.slot, finished.generation, outcome));
+    let mapping = vcpu.map(page);
+    let outcome = Outcome::of(mapping, resolution);
+    let published = vcpu.with_ring(|ring| publish(ring, of.slot, of.generation, outcome));
     match published {
         Some(Ok(before)) => Ok(Some((before, outcome))),
         Some(Err(error)) => Err(error),

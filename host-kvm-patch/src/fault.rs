@@ -1,13 +1,14 @@
 //! A vCPU found a page missing: take a slot, join or start a work, inject #VE.
 
 use crate::platform::{GuestError, Page, Vcpu, Vm};
+use crate::stop::leave;
 use crate::vcpu::{Hold, VcpuState};
-use crate::works::{Full, Joined};
+use crate::works::{Full, Joined, SlotUse};
 use ve_apf_abi::access::{Bitmap, FaultInfo, RingAccess};
 use ve_apf_abi::ring::{SlotIndex, VE_APF_SLOT_MASK, injected_slot, injected_value};
 use ve_apf_abi::word::{SlotWord, State};
 
-/// Why the vCPU waits for the page instead. The numbers are those of the statistics.
+/// Why the guest cannot be told, and the vCPU waits for the page instead. The numbers are those of the statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum SyncReason {
@@ -36,7 +37,10 @@ pub enum Answer {
     Injected(SlotIndex, Joined),
     /// #VE will be injected, and says that the page can never come; run the guest.
     Failed(SlotIndex),
-    /// Resolve it with the vCPU stopped.
+    /// The vCPU has waited for this page, and it did not come, for this `VE_APF_CAUSE_*`: a deadline
+    /// is over; of any other, ask the memory whether it is still so. Then [`fail`].
+    Lost(u16),
+    /// The vCPU waits for it: [`stop`](crate::stop::stop).
     Sync(SyncReason),
 }
 
@@ -55,17 +59,12 @@ where
     C: Vcpu,
     M: Vm<W, N, V>,
 {
-    if let Some(reason) = refusal(vcpu) {
-        return Ok(Answer::Sync(reason));
+    if let Some(cause) = state.stop.take_failure(page) {
+        return Ok(Answer::Lost(cause));
     }
-    if !may_queue(vcpu, state, vm, page) {
-        return Ok(Answer::Sync(SyncReason::NoProgress));
-    }
-    let answer = vcpu
-        .with_ring(|ring| deliver(vcpu, ring, state, vm, page, info))
-        .unwrap_or(Ok(Answer::Sync(SyncReason::NoRing)))?;
+    let answer = tell(vcpu, |ring| deliver(vcpu, ring, state, vm, page, info))?;
     if let Answer::Injected(..) = answer {
-        vcpu.inject_ve();
+        leave(state, vm);
     }
     Ok(answer)
 }
@@ -86,10 +85,7 @@ where
     C: Vcpu,
     M: Vm<W, N, V>,
 {
-    if let Some(reason) = refusal(vcpu) {
-        return Ok(Answer::Sync(reason));
-    }
-    let told = vcpu.with_ring(|ring| {
+    tell(vcpu, |ring| {
         drop_lost_event(ring, state, vm)?;
         let Some((slot, free)) = take_slot(ring, state)? else {
             return Ok(Answer::Sync(SyncReason::NoSlot));
@@ -98,15 +94,26 @@ where
         ring.set_cause(slot, cause);
         announce(ring, slot, free, SlotWord::new(free.generation().next(), State::FAIL))?;
         Ok(Answer::Failed(slot))
-    });
-    let answer = told.unwrap_or(Ok(Answer::Sync(SyncReason::NoRing)))?;
-    if let Answer::Failed(_) = answer {
+    })
+}
+
+/// If the guest can take a #VE here, writes a slot, and injects it.
+fn tell<C: Vcpu>(
+    vcpu: &C,
+    write: impl FnOnce(&C::Ring) -> Result<Answer, GuestError>,
+) -> Result<Answer, GuestError> {
+    if let Some(reason) = refusal(vcpu) {
+        return Ok(Answer::Sync(reason));
+    }
+    let answer = vcpu.with_ring(write).unwrap_or(Ok(Answer::Sync(SyncReason::NoRing)))?;
+    if let Answer::Injected(..) | Answer::Failed(_) = answer {
         vcpu.inject_ve();
     }
     Ok(answer)
 }
 
-/// Has the instruction a chance to get further if a work brings the page?
+/// Has the instruction had its chances, each time with a page that was gone again when the guest's
+/// task ran? Then the vCPU waits for the page, and is the next to touch it.
 pub(crate) fn may_queue<C, M, const W: usize, const N: usize, const V: usize>(
     vcpu: &C,
     state: &mut VcpuState,
@@ -117,7 +124,7 @@ where
     C: Vcpu,
     M: Vm<W, N, V>,
 {
-    vm.locked(|works| works.is_running(page)) || state.may_try(vcpu.rip(), page)
+    vm.locked(|works| works.is_running(page)) || state.may_try(vcpu.rip(), page, M::IN_A_ROW)
 }
 
 fn refusal<C: Vcpu>(vcpu: &C) -> Option<SyncReason> {
@@ -148,11 +155,16 @@ where
 {
     drop_lost_event(ring, state, vm)?;
 
+    // Asked of what could be delivered: a vCPU that waits itself takes nobody's chances.
+    if !may_queue(vcpu, state, vm, page) {
+        return Ok(Answer::Sync(SyncReason::NoProgress));
+    }
     let Some((slot, free)) = take_slot(ring, state)? else {
         return Ok(Answer::Sync(SyncReason::NoSlot));
     };
     let generation = free.generation().next();
-    let joined = vm.locked(|works| works.join(vm, vcpu.index(), slot, generation, page));
+    let of = Some(SlotUse { slot, generation });
+    let joined = vm.locked(|works| works.join(vm, vcpu.index(), of, page));
     let (ticket, joined) = match joined {
         Ok(joined) => joined,
         Err(Full::Table | Full::Threads) => {

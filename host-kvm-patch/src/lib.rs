@@ -3,8 +3,9 @@
 //! A vCPU exits on a missing page; [`fault`] takes a slot, joins or starts a work and injects #VE.
 //! A thread of the VM resolves the page and calls [`works::Works::finish`]; back on the vCPU's
 //! thread [`complete`] maps the page, writes the outcome and injects one interrupt for the batch.
-//! [`submit`] answers the hypercall, [`sweep`] ends everything at restore and disable. In hardware
-//! mode the CPU raises #VE in the memory of [`ranges`], and the slot comes with the hypercall.
+//! A vCPU whose guest cannot be told waits by [`stop`]. [`submit`] answers the hypercall, [`sweep`]
+//! ends everything at restore and disable. In hardware mode the CPU raises #VE in the memory of
+//! [`ranges`], and the slot comes with the hypercall.
 //!
 //! What a hypervisor must supply are the traits of [`platform`]. Locks: one per VM, around
 //! [`works::Works`]; all else belongs to the vCPU's own thread, which alone writes its ring.
@@ -17,6 +18,7 @@ pub mod complete;
 pub mod fault;
 pub mod platform;
 pub mod ranges;
+pub mod stop;
 pub mod submit;
 pub mod sweep;
 pub mod vcpu;

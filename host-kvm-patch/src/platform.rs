@@ -49,6 +49,10 @@ pub enum KickMode {
 
 /// The VM, shared by all its vCPUs and threads.
 pub trait Vm<const W: usize, const N: usize, const V: usize> {
+    /// After so many works in a row for one page at one instruction the vCPU waits for the next one
+    /// itself. High, since one instruction may well meet one page missing again and again.
+    const IN_A_ROW: u32 = 64;
+
     /// Runs `f` with the VM's lock held. `f` does not sleep; it may call [`kick`](Self::kick).
     fn locked<R>(&self, f: impl FnOnce(&mut Works<W, N, V>) -> R) -> R;
 

@@ -3,9 +3,11 @@
 use crate::complete::{Outcome, publish};
 use crate::fault::{guest_error, may_queue};
 use crate::platform::{GuestError, Mapping, Page, Resolution, Vcpu, Vm};
+use crate::stop::leave;
 use crate::vcpu::{Hold, VcpuState};
+use crate::works::SlotUse;
 use ve_apf_abi::access::{Bitmap, FaultInfo, RingAccess};
-use ve_apf_abi::ring::{SlotIndex, VE_APF_QUAL_WRITE};
+use ve_apf_abi::ring::{SlotIndex, VE_APF_CAUSE_DEADLINE, VE_APF_QUAL_WRITE};
 use ve_apf_abi::word::{Generation, SlotWord, State};
 
 /// What SUBMIT or STATUS comes to.
@@ -23,7 +25,8 @@ pub enum Submitted {
     Invalid,
     /// Do not return: stop the vCPU with RIP on the hypercall until something happens.
     Halt,
-    /// Nothing could be queued: resolve the page with the vCPU stopped, then execute again.
+    /// Nothing could be queued: the vCPU waits for the page, as for a fault that cannot be told,
+    /// and executes it again.
     Wait(Page),
 }
 
@@ -92,16 +95,22 @@ where
     M: Vm<W, N, V>,
 {
     let generation = word.generation();
-    let (outcome, answer) = match vcpu.map(page) {
+    // The vCPU itself may have waited for it.
+    let failed = state.stop.take_failure(page).map_or(Resolution::Retry, Resolution::Failed);
+    let mapping = vcpu.map(page);
+    let (outcome, answer) = match mapping {
         Mapping::Mapped => (Outcome::Resolved, Submitted::Resolved),
-        mapping @ Mapping::Failed(_) => (Outcome::of(mapping, Resolution::Retry), Submitted::Fail),
-        // As for a fault that exits: a page that comes and goes, and never stays until the guest
-        // touches it again, is resolved with the vCPU stopped.
+        Mapping::Failed(_) => (Outcome::of(mapping, failed), Submitted::Fail),
+        Mapping::NotNow if failed == Resolution::Failed(VE_APF_CAUSE_DEADLINE) => {
+            (Outcome::of(mapping, failed), Submitted::Fail)
+        }
         Mapping::NotNow if !may_queue(vcpu, state, vm, page) => return Ok(Submitted::Wait(page)),
         Mapping::NotNow => {
-            let joined = vm.locked(|works| works.join(vm, vcpu.index(), slot, generation, page));
+            let of = Some(SlotUse { slot, generation });
+            let joined = vm.locked(|works| works.join(vm, vcpu.index(), of, page));
             let Ok((ticket, _)) = joined else { return Ok(Submitted::Wait(page)) };
             state.set_hold(slot, Some(Hold { ticket, generation }));
+            leave(state, vm);
             return Ok(queued);
         }
     };

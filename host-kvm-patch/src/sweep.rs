@@ -2,6 +2,7 @@
 
 use crate::complete::{Outcome, announce, publish};
 use crate::platform::{Resolution, Vcpu, Vm};
+use crate::stop::leave;
 use crate::submit::page_of;
 use crate::vcpu::VcpuState;
 use ve_apf_abi::access::{Bitmap, RingAccess};
@@ -87,7 +88,7 @@ where
     each_detached(state, vm, |_, _| {});
 }
 
-/// Detaches every slot held; `note` is told how its work ended, if it had.
+/// Detaches every slot held, and the vCPU itself; `note` is told how its work ended, if it had.
 fn each_detached<M, const W: usize, const N: usize, const V: usize>(
     state: &mut VcpuState,
     vm: &M,
@@ -95,6 +96,7 @@ fn each_detached<M, const W: usize, const N: usize, const V: usize>(
 ) where
     M: Vm<W, N, V>,
 {
+    leave(state, vm);
     for slot in each_slot(state.held()) {
         let Some(hold) = state.hold(slot) else { continue };
         note(slot, vm.locked(|works| works.detach(hold.ticket)));

@@ -1,6 +1,7 @@
 //! What the host remembers of one vCPU; owned by the vCPU's own thread.
 
 use crate::platform::Page;
+use crate::stop::Stop;
 use crate::works::Ticket;
 use ve_apf_abi::ring::{SlotIndex, VE_APF_SLOTS};
 use ve_apf_abi::word::Generation;
@@ -20,22 +21,15 @@ struct Progress {
     rip: u64,
     page: Page,
     count: u32,
-    /// Completions in a row after which the page was not mapped.
-    unmapped: u32,
 }
-
-/// So many completions in a row that could not map the page, and the next fault is resolved with
-/// the vCPU stopped.
-const UNMAPPED: u32 = 2;
-/// So many faults in a row, although the page was mapped each time: it may be reclaimed before the
-/// woken task runs. High, since one instruction may well meet one page missing again and again.
-const IN_A_ROW: u32 = 64;
 
 /// All-zero bytes are a valid initial value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VcpuState {
     holds: [Option<Hold>; VE_APF_SLOTS as usize],
     progress: Progress,
+    /// What it waits for without a slot.
+    pub(crate) stop: Stop,
     /// Completions were published while no interrupt could be raised.
     pub(crate) raise: bool,
 }
@@ -46,12 +40,8 @@ impl VcpuState {
     pub const fn new() -> Self {
         Self {
             holds: [None; VE_APF_SLOTS as usize],
-            progress: Progress {
-                rip: 0,
-                page: Page { gfn: 0, write: false },
-                count: 0,
-                unmapped: 0,
-            },
+            progress: Progress { rip: 0, page: Page { gfn: 0, write: false }, count: 0 },
+            stop: Stop::new(),
             raise: false,
         }
     }
@@ -72,34 +62,32 @@ impl VcpuState {
         bits
     }
 
+    /// Does the vCPU itself wait for a page?
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stop.waits()
+    }
+
     pub(crate) fn set_hold(&mut self, slot: SlotIndex, hold: Option<Hold>) {
         if let Some(entry) = self.holds.get_mut(usize::from(slot.get())) {
             *entry = hold;
         }
     }
 
-    /// Notes a fault that starts a work of its own; `false`: the instruction has had its chances.
+    /// Notes a fault that starts a work of its own; `false`: the instruction has had `most` chances.
     ///
     /// A fault that joins a running work says nothing: many tasks may run the same code.
-    pub(crate) fn may_try(&mut self, rip: u64, page: Page) -> bool {
+    pub(crate) fn may_try(&mut self, rip: u64, page: Page, most: u32) -> bool {
         if self.progress.rip != rip || self.progress.page != page {
-            self.progress = Progress { rip, page, count: 1, unmapped: 0 };
+            self.progress = Progress { rip, page, count: 1 };
             return true;
         }
         self.progress.count += 1;
-        if self.progress.count <= IN_A_ROW && self.progress.unmapped < UNMAPPED {
+        if self.progress.count <= most {
             return true;
         }
         self.progress = Progress::default();
         false
-    }
-
-    /// Notes whether a completion mapped its page.
-    pub(crate) fn note_mapping(&mut self, page: Page, mapped: bool) {
-        if self.progress.page != page {
-            return;
-        }
-        self.progress.unmapped = if mapped { 0 } else { self.progress.unmapped + 1 };
     }
 }
 

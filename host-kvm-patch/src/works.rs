@@ -1,4 +1,4 @@
-//! What the VM is waiting for: works, the slots that wait for each, and the vCPUs' mailboxes.
+//! What the VM is waiting for: works, who waits for each, and the vCPUs' mailboxes.
 //!
 //! Everything here is guarded by the VM's lock, so that look-up and join, and finish and detach,
 //! are each one step. No allocation: capacities are fixed, a full table makes the fault wait
@@ -29,23 +29,32 @@ pub struct WorkId {
     pub serial: u32,
 }
 
+/// One use of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SlotUse {
+    /// Which slot.
+    pub slot: SlotIndex,
+    /// Which use of it.
+    pub generation: Generation,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Work {
     page: Page,
     serial: u32,
     in_use: bool,
-    /// Slots that wait.
+    /// Who waits.
     waiters: Link,
     /// Next work in the same bucket, or next free one.
     next: Link,
 }
 
-/// A slot of a vCPU that waits for a work, or lies in a mailbox.
+/// A slot of a vCPU, or the vCPU itself, that waits for a work, or lies in a mailbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Waiter {
     vcpu: u32,
-    slot: u8,
-    generation: u32,
+    /// `None`: the vCPU itself, stopped.
+    slot: Option<SlotUse>,
     page: Page,
     resolution: Resolution,
     /// When the fault happened, by [`Vm::now`].
@@ -56,17 +65,15 @@ struct Waiter {
     next: Link,
 }
 
-/// A slot that waits, until its mail is taken or it is detached: by its vCPU's own thread alone.
+/// Who waits, until its mail is taken or it is detached: by its vCPU's own thread alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(NonZeroU32);
 
 /// A finished fault, taken out of a mailbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Finished {
-    /// Which slot.
-    pub slot: SlotIndex,
-    /// Which use of it.
-    pub generation: Generation,
+    /// The slot that waited; `None`: the vCPU itself.
+    pub slot: Option<SlotUse>,
     /// The page it waited for.
     pub page: Page,
     /// How that ended.
@@ -82,7 +89,7 @@ pub enum Full {
     Threads,
 }
 
-/// All works of a VM: at most `W` pages, `N` waiting slots, `V` vCPUs.
+/// All works of a VM: at most `W` pages, `N` that wait, `V` vCPUs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Works<const W: usize = 1024, const N: usize = 4096, const V: usize = 4096> {
     works: [Work; W],
@@ -126,7 +133,8 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
         self.mailbox(vcpu).is_some_and(|mailbox| mailbox.is_some())
     }
 
-    /// Makes the slot wait for the page, with a work that runs already or one that `vm` starts.
+    /// Makes the slot, or the vCPU itself, wait for the page, with a work that runs already or one
+    /// that `vm` starts.
     ///
     /// # Errors
     /// [`Full`]; nothing waits then.
@@ -134,8 +142,7 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
         &mut self,
         vm: &M,
         vcpu: u32,
-        slot: SlotIndex,
-        generation: Generation,
+        slot: Option<SlotUse>,
         page: Page,
     ) -> Result<(Ticket, Joined), Full> {
         if self.mailbox(vcpu).is_none() {
@@ -161,8 +168,7 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
         if let Some(waiter) = self.waiter_mut(entry) {
             *waiter = Waiter {
                 vcpu,
-                slot: slot.get(),
-                generation: generation.get(),
+                slot,
                 page,
                 resolution: Resolution::Retry,
                 since,
@@ -173,8 +179,7 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
         Ok((Ticket(entry), joined))
     }
 
-    /// The work is over: every slot that waits for it goes to its vCPU's mailbox, whose vCPU is
-    /// kicked. A work that is not the one meant (any more) is left alone.
+    /// The work is over: all that wait for it go to their vCPUs' mailboxes, whose vCPUs are kicked. A work that is not the one meant (any more) is left alone.
     pub fn finish<M: Vm<W, N, V>>(&mut self, vm: &M, id: WorkId, resolution: Resolution) {
         let Some(work) = link(usize::try_from(id.index).unwrap_or(usize::MAX)) else { return };
         let Some(entry) = self.work_mut(work) else { return };
@@ -190,7 +195,7 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
         }
     }
 
-    /// Fails every slot that has waited since `before` or longer, by [`Vm::now`], with
+    /// Fails whatever has waited since `before` or longer, by [`Vm::now`], with
     /// `VE_APF_CAUSE_DEADLINE`. Their works go on: whoever touches the page joins them, and is not
     /// one more thread that waits. Returns since when the longest of those left has waited.
     pub fn expire<M: Vm<W, N, V>>(&mut self, vm: &M, before: u64) -> Option<u64> {
@@ -244,15 +249,10 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
         let waiter = *self.waiter_mut(at)?;
         *self.mailbox_mut(vcpu)? = waiter.next;
         self.free_waiter(at);
-        Some(Finished {
-            slot: SlotIndex::new(u64::from(waiter.slot))?,
-            generation: Generation::new(waiter.generation),
-            page: waiter.page,
-            resolution: waiter.resolution,
-        })
+        Some(Finished { slot: waiter.slot, page: waiter.page, resolution: waiter.resolution })
     }
 
-    /// A slot waits no more; returns how its work ended, if it had. The ticket is used up.
+    /// It waits no more; returns how its work ended, if it had. The ticket is used up.
     pub fn detach(&mut self, ticket: Ticket) -> Option<Resolution> {
         let waiter = *self.waiter_mut(ticket.0)?;
         self.unlink(ticket.0, waiter);

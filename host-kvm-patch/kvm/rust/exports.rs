@@ -9,6 +9,7 @@ use abi::ring::VE_APF_CAUSE_NONE;
 use abi::ve_info::VE_APF_REASON_EPT_VIOLATION;
 use host::fault::{Answer, fail, fault};
 use host::platform::{GuestError, Page, Resolution, Vm};
+use host::stop::{Stopped, leave, stop};
 use host::submit::{Submitted, status, submit};
 use host::sweep::{Sweep, detach_all, sweep};
 use host::vcpu::VcpuState;
@@ -27,7 +28,7 @@ unsafe fn this<'a>(v: *mut KvmVcpu) -> (ThisVcpu, ThisVm, &'a mut VcpuState) {
     (vcpu, vcpu.vm(), state)
 }
 
-fn stop(vcpu: &ThisVcpu, error: GuestError) {
+fn guest_error(vcpu: &ThisVcpu, error: GuestError) {
     let (word, expected) = (u64::from(error.word), u64::from(error.expected));
     // SAFETY: `ThisVcpu` holds a valid vCPU.
     unsafe { sys::ve_apf_guest_error(vcpu.raw(), u64::from(error.slot), word, expected) };
@@ -82,7 +83,7 @@ pub unsafe extern "C" fn ve_apf_host_parse_en(
     }
 }
 
-/// A page is missing.
+/// A page is missing. `block`: if the guest cannot be told, the vCPU's own thread is to resolve it.
 ///
 /// # Safety
 /// As [`ThisVcpu::new`]; `result` is valid for writes.
@@ -93,14 +94,19 @@ pub unsafe extern "C" fn ve_apf_host_fault(
     write: bool,
     qualification: u64,
     gpa: u64,
+    block: bool,
     result: *mut FaultResult,
 ) {
     // SAFETY: the caller's promise.
     let (vcpu, vm, state) = unsafe { this(v) };
     let page = Page { gfn, write };
     let answer = fault(&vcpu, state, &vm, page, fault_info(qualification, gpa));
+    let stopped = match answer {
+        Ok(Answer::Sync(_)) if !block => stop(&vcpu, state, &vm, page),
+        _ => Stopped::Block,
+    };
     // SAFETY: the caller's promise.
-    unsafe { result.write(fault_result(&vcpu, answer)) };
+    unsafe { result.write(fault_result(&vcpu, answer, stopped)) };
 }
 
 /// A page can never come, for `cause`.
@@ -119,25 +125,46 @@ pub unsafe extern "C" fn ve_apf_host_fail(
     let (vcpu, vm, state) = unsafe { this(v) };
     let answer = fail(&vcpu, state, &vm, fault_info(qualification, gpa), cause);
     // SAFETY: the caller's promise.
-    unsafe { result.write(fault_result(&vcpu, answer)) };
+    unsafe { result.write(fault_result(&vcpu, answer, Stopped::Block)) };
 }
 
 fn fault_info(qualification: u64, gpa: u64) -> FaultInfo {
     FaultInfo { reason: VE_APF_REASON_EPT_VIOLATION, qualification, gpa, ..FaultInfo::default() }
 }
 
-fn fault_result(vcpu: &ThisVcpu, answer: Result<Answer, GuestError>) -> FaultResult {
-    let (kind, slot) = match answer {
-        Ok(Answer::Injected(slot, Joined::Running)) => (sys::JOINED, slot.get()),
-        Ok(Answer::Injected(slot, Joined::Started)) => (sys::STARTED, slot.get()),
-        Ok(Answer::Failed(slot)) => (sys::FAILED, slot.get()),
+fn fault_result(
+    vcpu: &ThisVcpu,
+    answer: Result<Answer, GuestError>,
+    stopped: Stopped,
+) -> FaultResult {
+    let wait = match stopped {
+        Stopped::Halt => sys::STOP_HALT,
+        Stopped::Again => sys::STOP_AGAIN,
+        Stopped::Block => sys::STOP_BLOCK,
+    };
+    let (kind, detail) = match answer {
+        Ok(Answer::Injected(slot, Joined::Running)) => (sys::JOINED, u16::from(slot.get())),
+        Ok(Answer::Injected(slot, Joined::Started)) => (sys::STARTED, u16::from(slot.get())),
+        Ok(Answer::Failed(slot)) => (sys::FAILED, u16::from(slot.get())),
+        Ok(Answer::Lost(cause)) => (sys::LOST, cause),
         Ok(Answer::Sync(reason)) => (sys::SYNC + reason as u32, 0),
         Err(error) => {
-            stop(vcpu, error);
+            guest_error(vcpu, error);
             (sys::BROKEN, 0)
         }
     };
-    FaultResult { kind, slot: u32::from(slot) }
+    FaultResult { kind, detail: u32::from(detail), wait }
+}
+
+/// The vCPU waits for no page itself any more.
+///
+/// # Safety
+/// As [`ThisVcpu::new`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ve_apf_host_leave(v: *mut KvmVcpu) {
+    // SAFETY: the caller's promise.
+    let (_, vm, state) = unsafe { this(v) };
+    leave(state, &vm);
 }
 
 /// Completes what is finished; -1 if the guest broke its ring.
@@ -161,7 +188,7 @@ pub unsafe extern "C" fn ve_apf_host_complete(v: *mut KvmVcpu, result: *mut Comp
             0
         }
         Err(error) => {
-            stop(&vcpu, error);
+            guest_error(&vcpu, error);
             -1
         }
     }
@@ -206,7 +233,7 @@ pub unsafe extern "C" fn ve_apf_host_submit(
     let answer = match submit(&vcpu, state, &vm, claim) {
         Ok(submitted) => code(submitted),
         Err(error) => {
-            stop(&vcpu, error);
+            guest_error(&vcpu, error);
             SubmitResult { what: sys::DO_STOP, write: 0, gfn: 0 }
         }
     };

@@ -24,14 +24,22 @@ pub struct KvmRanges {
 #[repr(C)]
 pub struct FaultResult {
     pub kind: u32,
-    pub slot: u32,
+    /// The slot, or of LOST the cause.
+    pub detail: u32,
+    /// `STOP_*`, if SYNC.
+    pub wait: u32,
 }
 
 pub(crate) const STARTED: u32 = 0;
 pub(crate) const JOINED: u32 = 1;
 pub(crate) const BROKEN: u32 = 2;
 pub(crate) const FAILED: u32 = 3;
+pub(crate) const LOST: u32 = 4;
 pub(crate) const SYNC: u32 = 16;
+
+pub(crate) const STOP_HALT: u32 = 0;
+pub(crate) const STOP_AGAIN: u32 = 1;
+pub(crate) const STOP_BLOCK: u32 = 2;
 
 /// `struct ve_apf_completed`
 #[repr(C)]

@@ -114,6 +114,7 @@ fn vcpu_choices(world: &World, state: &State, index: usize, out: &mut Vec<Choice
     match vcpu.mode {
         Mode::Host | Mode::Resolving(_) => out.push(Choice::Vcpu(index)),
         Mode::Halted if vcpu.request || vcpu.nmi => out.push(Choice::Vcpu(index)),
+        Mode::Halted if vcpu.irr && interrupts_on(state, index) => out.push(Choice::Vcpu(index)),
         Mode::Halted => {}
         Mode::Guest => {
             if vcpu.ipi && !vcpu.found.ve {

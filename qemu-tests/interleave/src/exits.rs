@@ -1,24 +1,21 @@
 //! What a vCPU's thread does between an exit and the next entry, in the order of KVM's `vcpu_run()`.
 
+use crate::faults::Faulted;
 use crate::fiber::{Next, Thread};
 use crate::hash::Owned;
 use crate::host::{HostCpu, HostVm, hardware_off};
 use crate::ring::{ModelRing, Side};
 use crate::scenario::{Broken, Reach};
 use crate::vcpu::{Exit, Mode, SlotModel};
-use crate::world::Frame;
-use ve_apf_abi::access::FaultInfo;
 use ve_apf_abi::hypercall::{
     VE_APF_EINVAL, VE_APF_FAIL, VE_APF_QUEUED, VE_APF_RESOLVED, VE_APF_UNKNOWN,
 };
-use ve_apf_abi::ring::{VE_APF_CAUSE_GONE, VE_APF_QUAL_READ, VE_APF_QUAL_WRITE};
+use ve_apf_abi::ring::VE_APF_QUAL_WRITE;
 use ve_apf_host::complete::{complete, interrupts_possible};
-use ve_apf_host::fault::{Answer, fail, fault};
-use ve_apf_host::platform::{GuestError, Page};
+use ve_apf_host::platform::GuestError;
 use ve_apf_host::submit::{Submitted, status, submit};
 use ve_apf_host::sweep::{Sweep, sweep};
 use ve_apf_host::vcpu::VcpuState;
-use ve_apf_host::works::Joined;
 
 /// The vCPU's thread, from an exit to the next entry.
 pub fn run(thread: Thread<'_>, vcpu: usize) {
@@ -35,20 +32,24 @@ pub fn run(thread: Thread<'_>, vcpu: usize) {
     }
 }
 
-struct Host<'a> {
-    cpu: HostCpu<'a>,
+/// Its thread.
+pub(crate) struct Host<'a> {
+    pub(crate) cpu: HostCpu<'a>,
 }
 
 impl<'a> Host<'a> {
-    fn vm(&self) -> HostVm<'a> {
+    pub(crate) fn vm(&self) -> HostVm<'a> {
         HostVm { world: self.cpu.thread.world, thread: Some(self.cpu.thread) }
     }
 
-    fn reach(&self, what: Reach) {
+    pub(crate) fn reach(&self, what: Reach) {
         self.cpu.thread.world.reach(what);
     }
 
-    fn owning<R>(&self, f: impl FnOnce(&mut VcpuState) -> Result<R, GuestError>) -> Result<R, ()> {
+    pub(crate) fn owning<R>(
+        &self,
+        f: impl FnOnce(&mut VcpuState) -> Result<R, GuestError>,
+    ) -> Result<R, ()> {
         let mut state = self.cpu.look(|vcpu| vcpu.host.take());
         let result = f(&mut state);
         self.cpu.look(|vcpu| vcpu.host = Owned::new(state));
@@ -60,9 +61,13 @@ impl<'a> Host<'a> {
     fn handle(&self, exit: Exit) -> Result<(), ()> {
         match exit {
             Exit::Kick | Exit::Delivery => {}
-            Exit::Fault { gfn, write, .. } => self.fault(gfn, write)?,
+            Exit::Fault { gfn, write, .. } => {
+                if let Faulted::Lost(cause) = self.fault(gfn, write)? {
+                    self.lost(gfn, write, cause)?;
+                }
+            }
             Exit::Submit(slot) => self.submit(slot)?,
-            Exit::Suspend(gpa, _) => self.suspend(gpa)?,
+            Exit::Suspend(gpa, qualification) => self.suspend(gpa, qualification)?,
             Exit::Status(slot, generation) => {
                 self.complete()?;
                 let answer = self.owning(|state| Ok(status(&self.cpu, state, slot, generation)))?;
@@ -97,64 +102,14 @@ impl<'a> Host<'a> {
         Ok(())
     }
 
-    fn fault(&self, gfn: usize, write: bool) -> Result<(), ()> {
-        let present = self.cpu.thread.world.with(|state| {
-            let frame = &mut state.frames[gfn];
-            if *frame == Frame::InHost {
-                *frame = Frame::Mapped;
-            }
-            *frame == Frame::Mapped
-        });
-        if present {
-            return Ok(());
-        }
-        let page = Page { gfn: gfn as u64, write };
-        let qualification = if write { VE_APF_QUAL_WRITE } else { VE_APF_QUAL_READ };
-        let info =
-            FaultInfo { reason: 48, qualification, gpa: page.gfn << 12, ..FaultInfo::default() };
-        let scenario = &self.cpu.thread.world.scenario;
-        let gone = self.cpu.thread.world.with(|state| state.frames[gfn] == Frame::Gone);
-        self.cpu.ring.crowded.set(true);
-        let answer = self.owning(|state| match scenario.fails_at_once && gone {
-            true => fail(&self.cpu, state, &self.vm(), info, VE_APF_CAUSE_GONE),
-            false => fault(&self.cpu, state, &self.vm(), page, info),
-        });
-        self.cpu.ring.crowded.set(false);
-        let answer = answer?;
-        self.cpu.thread.note(|| format!("fault on gfn {gfn}: {answer:?}"));
-        match answer {
-            Answer::Injected(_, Joined::Running) => self.reach(Reach::Joined),
-            Answer::Injected(_, Joined::Started) => {}
-            Answer::Failed(_) => self.reach(Reach::FailedAtOnce),
-            Answer::Sync(_) => {
-                self.reach(Reach::Sync);
-                self.resolve(gfn);
-            }
-        }
-        Ok(())
-    }
-
-    /// Resolves a page with the vCPU stopped.
-    fn resolve(&self, gfn: usize) {
-        self.cpu.look(|vcpu| vcpu.mode = Mode::Resolving(gfn));
-        self.cpu.thread.step();
-        self.cpu.thread.world.with(|state| {
-            let vcpu = &mut state.vcpus[self.cpu.vcpu];
-            vcpu.mode = Mode::Host;
-            match &mut state.frames[gfn] {
-                Frame::Gone => vcpu.found.fault_failed = true,
-                frame => *frame = Frame::Mapped,
-            }
-        });
-        self.cpu.thread.note(|| format!("gfn {gfn} resolved with the vCPU stopped"));
-    }
-
     fn submit(&self, slot: u64) -> Result<(), ()> {
         self.complete()?;
         let waited = self.cpu.look(|vcpu| {
             vcpu.ring.slots.get(slot as usize).is_some_and(|slot| slot.word.state().is_waiting())
         });
+        let stopped = self.cpu.look(|vcpu| vcpu.host.get().is_some_and(VcpuState::is_stopped));
         let answer = self.owning(|state| submit(&self.cpu, state, &self.vm(), slot))?;
+        self.not_late(slot, answer, stopped);
         match answer {
             Submitted::Resolved | Submitted::Fail if waited => self.reach(Reach::AtOnce),
             Submitted::Wait(_) => self.reach(Reach::Unqueued),
@@ -163,12 +118,36 @@ impl<'a> Host<'a> {
         self.answer(answer)
     }
 
+    /// The vCPU may have waited for the page itself, and its deadline be over; `stopped`: it waited
+    /// until now.
+    fn not_late(&self, slot: u64, answer: Submitted, stopped: bool) {
+        if !matches!(answer, Submitted::Queued | Submitted::Resolved | Submitted::Fail) {
+            return;
+        }
+        let late = self.cpu.look(|vcpu| {
+            let slot = vcpu.ring.slots.get(slot as usize)?;
+            let gfn = (slot.fault.gpa >> 12) as usize;
+            vcpu.late.take().filter(|late| *late == gfn && !stopped)
+        });
+        if let (Submitted::Queued, Some(gfn)) = (answer, late) {
+            self.cpu.thread.world.violate(format!("gfn {gfn}: a deadline is over, and forgotten"));
+        }
+    }
+
     /// A fault that is resolved with the vCPU stopped, on request.
-    fn suspend(&self, gpa: u64) -> Result<(), ()> {
+    fn suspend(&self, gpa: u64, qualification: u64) -> Result<(), ()> {
         self.complete()?;
-        self.resolve((gpa >> 12) as usize);
+        let ended = self.fault((gpa >> 12) as usize, qualification & VE_APF_QUAL_WRITE != 0)?;
         let failed = self.cpu.look(|vcpu| std::mem::take(&mut vcpu.found.fault_failed));
-        self.answer(if failed { Submitted::Fail } else { Submitted::Resolved })
+        match ended {
+            Faulted::Done if !failed => self.answer(Submitted::Resolved),
+            Faulted::Done | Faulted::Lost(_) => self.answer(Submitted::Fail),
+            // It is executed again.
+            Faulted::Woken => {
+                self.cpu.look(|vcpu| vcpu.found.rax = None);
+                Ok(())
+            }
+        }
     }
 
     fn answer(&self, answer: Submitted) -> Result<(), ()> {
@@ -181,13 +160,13 @@ impl<'a> Host<'a> {
             Submitted::Invalid => Some(-VE_APF_EINVAL),
             Submitted::Halt => {
                 self.reach(Reach::Halted);
-                self.cpu.look(|vcpu| vcpu.mode = Mode::Halted);
-                self.cpu.thread.step();
-                self.cpu.look(|vcpu| vcpu.mode = Mode::Host);
+                self.halt();
                 None
             }
+            // Whatever comes of it, SUBMIT is executed again, and says so.
             Submitted::Wait(page) => {
-                self.resolve(page.gfn as usize);
+                self.fault(page.gfn as usize, page.write)?;
+                self.cpu.look(|vcpu| vcpu.found.fault_failed = false);
                 None
             }
         };
@@ -205,6 +184,7 @@ impl<'a> Host<'a> {
     fn sweep(&self, why: Sweep) -> Result<(), ()> {
         let (failed, untold) = self.cpu.look(|vcpu| {
             vcpu.sweeping = true;
+            vcpu.late = None;
             let failure = |slot: &SlotModel| {
                 let word = slot.word;
                 let known = slot.known_failed.is_some_and(|(of, _)| of == word.generation().get());
@@ -252,8 +232,11 @@ impl<'a> Host<'a> {
         }
         self.cpu.look(|vcpu| {
             vcpu.mode = Mode::Guest;
+            let irq = std::mem::take(&mut vcpu.woken_by_irq) && vcpu.irr;
             if std::mem::take(&mut vcpu.nmi) {
                 vcpu.begin_nmi();
+            } else if irq {
+                (vcpu.irr, vcpu.in_irq) = (false, true);
             }
         });
         thread.note(|| "enters the guest".into());

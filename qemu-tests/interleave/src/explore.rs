@@ -194,8 +194,8 @@ fn wrong_end(scenario: &Scenario, state: &State) -> Option<String> {
         if vcpu.enabled && hardware != (scenario.declared != 0) {
             return Some(format!("vCPU {index}: hardware mode is off"));
         }
-        if vcpu.host.get().is_none_or(|host| host.held() != 0) {
-            return Some(format!("vCPU {index}: the host holds a slot"));
+        if vcpu.host.get().is_none_or(|host| host.held() != 0 || host.is_stopped()) {
+            return Some(format!("vCPU {index}: the host holds a slot, or waits itself"));
         }
         let told =
             ring.waiters.get().is_some_and(|waiters| !waiters.clone().note_epoch(ring.epoch));

@@ -5,7 +5,7 @@ use crate::hash::Owned;
 use crate::ring::ModelRing;
 use crate::vcpu::VcpuModel;
 use crate::world::{Frame, State, VmWorks, Worker, World};
-use ve_apf_abi::ring::VE_APF_CAUSE_GONE;
+use ve_apf_abi::ring::{VE_APF_CAUSE_DEADLINE, VE_APF_CAUSE_GONE};
 use ve_apf_host::platform::{KickMode, Mapping, Page, Resolution, Vcpu, Vm};
 use ve_apf_host::sweep::detach_all;
 use ve_apf_host::works::{WorkId, Works};
@@ -19,6 +19,8 @@ pub struct HostVm<'a> {
 }
 
 impl Vm<4, 6, 2> for HostVm<'_> {
+    const IN_A_ROW: u32 = 2;
+
     fn locked<R>(&self, f: impl FnOnce(&mut VmWorks) -> R) -> R {
         // Nothing in `f` is a step, so the lock is never seen taken.
         if let Some(thread) = self.thread {
@@ -192,9 +194,15 @@ fn change(world: &'static World, f: impl FnOnce(&HostVm<'_>, &mut VmWorks)) -> u
         let Some(mut works) = state.works.get().cloned() else { return };
         for (index, vcpu) in state.vcpus.iter_mut().enumerate() {
             while let Some(mail) = works.take_mail(index as u32) {
-                if let Resolution::Failed(cause) = mail.resolution {
-                    let slot = &mut vcpu.ring.slots[usize::from(mail.slot.get())];
-                    slot.known_failed = Some((mail.generation.get(), cause));
+                match (mail.resolution, mail.slot) {
+                    (Resolution::Failed(cause), Some(of)) => {
+                        let slot = &mut vcpu.ring.slots[usize::from(of.slot.get())];
+                        slot.known_failed = Some((of.generation.get(), cause));
+                    }
+                    (Resolution::Failed(VE_APF_CAUSE_DEADLINE), None) => {
+                        vcpu.late = usize::try_from(mail.page.gfn).ok();
+                    }
+                    _ => {}
                 }
             }
         }
@@ -210,6 +218,7 @@ pub fn write_en(world: &'static World, vcpu: usize) {
         hardware_off(state, vcpu);
         let vcpu = &mut state.vcpus[vcpu];
         vcpu.host = Owned::new(host);
+        vcpu.late = None;
         vcpu.sweep = vcpu.enabled;
         // To the restored VM nothing is known.
         vcpu.ring.slots.iter_mut().for_each(|slot| slot.known_failed = None);

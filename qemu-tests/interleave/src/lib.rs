@@ -18,6 +18,7 @@ pub mod choices;
 pub mod cpu;
 pub mod exits;
 pub mod explore;
+mod faults;
 pub mod fiber;
 pub mod guest;
 pub mod hash;

@@ -29,9 +29,11 @@ pub fn goes_first(world: &World, state: &State, index: usize) -> bool {
     commutes && (state.vcpus.len() == 1 || !state.tasks.iter().any(touched))
 }
 
-/// A kick can come as long as the host holds a slot.
+/// A kick can come as long as the host holds a slot, or the vCPU itself waits.
 fn can_be_kicked(vcpu: &VcpuModel) -> bool {
-    vcpu.request || vcpu.ipi || vcpu.host.get().is_none_or(|host| host.held() != 0)
+    vcpu.request
+        || vcpu.ipi
+        || vcpu.host.get().is_none_or(|host| host.held() != 0 || host.is_stopped())
 }
 
 /// Host code: the guest does not run, and a VMM that pauses the vCPU waits for it.

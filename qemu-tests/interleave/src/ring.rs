@@ -99,6 +99,7 @@ impl<'a> ModelRing<'a> {
         let lost = state.event_lost;
         let sweeping = state.vcpus[self.ring].sweeping;
         let disturbed = state.disturbed || sweeping;
+        let late = state.vcpus[self.ring].late;
         let model = &state.vcpus[self.ring].ring.slots[usize::from(slot.get())];
         let (from, to) = (old.state(), new.state());
         let next = new.generation() == old.generation().next();
@@ -112,7 +113,9 @@ impl<'a> ModelRing<'a> {
         let allowed = match (self.side, from, to) {
             (_, SlotState::NONE, SlotState::CAN_CONTINUE) => next,
             (Side::Host, SlotState::NONE, SlotState::FAIL) => {
-                if frame != Frame::Gone {
+                let budget = self.thread.world.scenario.budget.deadlines;
+                let late = model.cause == VE_APF_CAUSE_DEADLINE && state.budget.deadlines < budget;
+                if frame != Frame::Gone && !late {
                     self.violate(format!("slot {}: FAIL of a page that is not gone", slot.get()));
                 }
                 next
@@ -140,7 +143,11 @@ impl<'a> ModelRing<'a> {
                     if !disturbed && frame != Frame::Mapped {
                         self.violate(format!("slot {}: RESOLVED without the page", slot.get()));
                     }
-                } else if !(expired || matches!(tried, Some(Mapping::Failed(_)))) {
+                } else if !(expired
+                    || matches!(tried, Some(Mapping::Failed(_)))
+                    // The vCPU had waited for it itself.
+                    || late.is_some_and(|late| late as u64 == gfn && tried == Some(Mapping::NotNow)))
+                {
                     self.violate(format!("slot {}: FAIL, not tried again", slot.get()));
                 }
                 same

@@ -114,8 +114,16 @@ pub enum Reach {
     Nested,
     /// A fault joined a running work.
     Joined,
-    /// A fault was resolved with the vCPU stopped.
+    /// A fault was resolved on the vCPU's own thread.
     Sync,
+    /// A vCPU that could not be told halted for its page.
+    Stopped,
+    /// It was woken, and touched the page again, before that wait was over.
+    StoppedAgain,
+    /// Its wait failed, and the VMM was told.
+    Told,
+    /// A vCPU that waited found a slot.
+    FoundSlot,
     /// A sweep completed a slot.
     Swept,
     /// A sweep met a failure that was known.
@@ -225,6 +233,7 @@ impl Scenario {
             lapic: true,
             enabled: true,
             sweep: false,
+            late: None,
             sweeping: false,
             current: None,
             in_irq: false,
@@ -233,6 +242,7 @@ impl Scenario {
             info: InfoModel::default(),
             veinfo: self.declared != 0,
             expects: self.declared != 0,
+            woken_by_irq: false,
             nmi: false,
             in_nmi: false,
             below: Found::default(),

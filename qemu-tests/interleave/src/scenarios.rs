@@ -1,7 +1,8 @@
 //! The scenarios: small machines, each around one thing that can go wrong. Injected mode here,
-//! hardware mode in [`hardware`].
+//! hardware mode in [`hardware`], vCPUs that cannot be told in [`stopped`].
 
 mod hardware;
+mod stopped;
 
 use crate::scenario::{Action, Budget, From, Reach, Scenario, Task};
 use crate::vcpu::SLOTS;
@@ -81,6 +82,7 @@ pub fn all() -> Vec<Scenario> {
         restore_and(),
         scarce(),
         lapic(),
+        stopped::all(),
         hardware::all(),
     ];
     groups.concat()
@@ -397,7 +399,12 @@ fn restore_and() -> Vec<Scenario> {
 fn scarce() -> Vec<Scenario> {
     let base = |name| Scenario { reaches: vec![Reach::Sync, Reach::Parked], ..base(name) };
     vec![
-        Scenario { slots: 1, tasks: one_each(), ..base("no-slot") },
+        Scenario {
+            slots: 1,
+            tasks: one_each(),
+            reaches: vec![Reach::Stopped, Reach::Parked, Reach::FoundSlot],
+            ..base("no-slot")
+        },
         Scenario { threads: 1, tasks: one_each(), ..base("no-thread") },
     ]
 }
@@ -407,7 +414,7 @@ fn lapic() -> Vec<Scenario> {
     vec![
         Scenario {
             tasks: vec![task(0, &[touch(0, User)]), task(1, &[touch(0, User)]), lapic],
-            reaches: vec![Reach::Held, Reach::Sync],
+            reaches: vec![Reach::Held, Reach::Stopped],
             ..base("lapic")
         },
         Scenario {

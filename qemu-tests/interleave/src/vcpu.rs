@@ -117,7 +117,7 @@ pub enum Mode {
     Host,
     /// Halted in the host until somebody kicks it.
     Halted,
-    /// Resolves a page itself, at leisure.
+    /// Resolves a page on its own thread, at leisure.
     Resolving(usize),
 }
 
@@ -146,6 +146,8 @@ pub struct VcpuModel {
     pub enabled: bool,
     /// A VMM wrote EN: sweep before the next entry.
     pub sweep: bool,
+    /// For the checks: the frame for which it waits itself, or did, and whose deadline is over.
+    pub late: Option<usize>,
     /// A sweep runs: it completes slots without their pages.
     pub sweeping: bool,
     /// The running task; `None`: idle.
@@ -162,6 +164,8 @@ pub struct VcpuModel {
     pub veinfo: bool,
     /// The guest expects hardware mode.
     pub expects: bool,
+    /// The completion interrupt ended its halt, and is taken at the next entry.
+    pub woken_by_irq: bool,
     /// An NMI waits for the vCPU to enter the guest.
     pub nmi: bool,
     /// The NMI's handler runs, above all else.
@@ -177,6 +181,7 @@ impl VcpuModel {
     pub fn exit(&mut self, exit: Exit) {
         self.exit = exit;
         self.mode = Mode::Host;
+        self.woken_by_irq = false;
         // An IPI that is on its way finds the vCPU out of the guest; the request stays.
         (self.announced, self.ipi) = (false, false);
     }

@@ -50,12 +50,19 @@ fn park() -> Vec<Scenario> {
             reaches: vec![Reach::Delivered, Reach::SpuriousWake],
             ..hardware("hw-reclaim")
         },
-        // It is never there long enough: the host resolves it with the vCPU stopped.
+        // It is never there long enough: the vCPU halts until it is.
         Scenario {
             tasks: vec![task(0, &[touch(0, User)])],
             budget: Budget { reclaims: 2, ..NONE },
             reaches: vec![Reach::Parked, Reach::Unqueued],
             ..hardware("hw-no-progress")
+        },
+        Scenario {
+            vcpus: 1,
+            tasks: vec![task(0, &[touch(0, User)])],
+            budget: Budget { reclaims: 2, deadlines: 1, ..NONE },
+            reaches: vec![Reach::Parked, Reach::Unqueued, Reach::Stopped, Reach::Failed],
+            ..hardware("hw-no-progress-deadline")
         },
     ]
 }
@@ -69,9 +76,10 @@ fn scarce() -> Vec<Scenario> {
             ..hardware("hw-no-slot")
         },
         Scenario {
+            vcpus: 1,
             slots: 0,
             frames: vec![Frame::Missing, Frame::Gone],
-            tasks: vec![task(0, &[touch(0, ATOMIC)]), task(1, &[touch(0, User), touch(1, User)])],
+            tasks: vec![task(0, &[touch(0, ATOMIC)]), task(0, &[touch(0, User), touch(1, User)])],
             budget: Budget { reclaims: 1, restores: 1, ..NONE },
             reaches: vec![Reach::NoSlot, Reach::Again],
             ..hardware("hw-no-slot-at-all")
@@ -99,7 +107,7 @@ fn suspend() -> Vec<Scenario> {
                 task(0, &[touch(0, IRQS_OFF), touch(1, IRQS_OFF)]),
                 task(0, &[touch(0, User)]),
             ],
-            reaches: [halted.clone(), vec![Reach::Sync]].concat(),
+            reaches: [halted.clone(), vec![Reach::Stopped]].concat(),
             ..hardware("hw-interrupts-off")
         },
         Scenario {
@@ -132,12 +140,12 @@ fn nmi() -> Vec<Scenario> {
         // Before the word is cleared and after it, with one task parked and another to come.
         Scenario {
             tasks: one_each(),
-            reaches: vec![Reach::Parked, Reach::Nmi, Reach::Busy, Reach::Sync],
+            reaches: vec![Reach::Parked, Reach::Nmi, Reach::Busy, Reach::Stopped],
             ..with_nmi("hw-nmi")
         },
         Scenario {
             declared: 0b01,
-            reaches: vec![Reach::Delivered, Reach::Parked, Reach::Sync],
+            reaches: vec![Reach::Delivered, Reach::Parked, Reach::Stopped],
             ..with_nmi("hw-nmi-undeclared")
         },
         // Rule 3: the task's fault is injected, the NMI's is not.

@@ -14,8 +14,13 @@ pub(crate) const WHILE_WAITING: Test = Test::any("fail", "fail_while_waiting", w
 /// It is gone already: the host says so at once. (A host that injects must give up the VM.)
 pub(crate) const AT_ONCE: Test = Test::hardware("fail", "fail_at_once", at_once);
 
+/// One instruction meets one page missing again and again, and each time the VM's deadline is over first.
+pub(crate) const AGAIN: Test = Test::any("deadline", "deadline_again", again);
+
 const ROUND: u64 = 600;
 const TASKS: usize = 16;
+const ROUNDS: u64 = 6;
+const LATE: usize = 40;
 
 static REFUSED: AtomicU64 = AtomicU64::new(0);
 static WRONG: AtomicU64 = AtomicU64::new(0);
@@ -66,4 +71,23 @@ fn at_once(check: &mut Check<'_>) {
     check.equal("failures", counts.get("failed"), 2);
     device::evict_arena(0..2, ROUND);
     check.right(arena::wrong_bytes(0, ROUND) + arena::wrong_bytes(1, ROUND));
+}
+
+fn again(check: &mut Check<'_>) {
+    [&REFUSED, &WRONG].iter().for_each(|one| one.store(0, SeqCst));
+    device::set_policy([], PolicyArgs { never: true, ..PolicyArgs::fixed(0) });
+    let mut wrong = 0;
+    let counts = check.counted(|check| {
+        for round in ROUND..ROUND + ROUNDS {
+            device::evict_arena(LATE..LATE + 1, round);
+            check.cpu.sched.spawn(try_read, LATE);
+            check.cpu.sched.join();
+            check.equal("restored", device::restore_all(), 1);
+            wrong += arena::wrong_bytes(LATE, round);
+        }
+    });
+    check.right(wrong);
+    check.equal("reads that were refused", REFUSED.load(SeqCst), ROUNDS);
+    check.equal("failures", counts.get("failed"), ROUNDS);
+    check.equal("tasks parked", counts.get("parked"), ROUNDS);
 }

@@ -1,16 +1,20 @@
 //! Faults outstanding that nobody ends: whoever started this VM does something to it. Runs alone.
 //!
 //! Options: `outstanding` (62), `then` (`wait`: for ever; `exit`: ends the VM at once; `suspend`, `block`: touches one page more
-//! where it may not sleep, or where no fault can be delivered, so that the vCPU stands still).
+//! where it may not sleep, or where no fault can be delivered, so that the vCPU stands still; `ring`: the same, of a page that
+//! the host cannot tell of, since the ring's own is missing).
 
 use core::sync::atomic::Ordering::SeqCst;
 
 use ve_apf_metal::abi::access::{Bitmap, RingAccess};
+use ve_apf_metal::abi::msr::{VE_APF_EN_RING_MASK, VE_APF_MSR_EN};
+use ve_apf_metal::sys;
 use ve_apf_testdev::PolicyArgs;
 use x86_64::instructions::interrupts;
 
+use crate::arena;
+use crate::device::{self, Content};
 use crate::suite::{Check, Test};
-use crate::{arena, device};
 
 /// Says `holding` when as many faults wait as were asked for.
 pub(crate) const HOLD: Test = Test::any("hold", "hold", hold);
@@ -46,6 +50,12 @@ fn hold(check: &mut Check<'_>) {
         "exit" => device::exit(0),
         "suspend" => {
             check.cpu.preempt_off.fetch_add(1, SeqCst);
+            arena::read(outstanding, 0);
+        }
+        "ring" => {
+            let en = sys::read_msr(VE_APF_MSR_EN).unwrap_or(0);
+            let frame = (en & VE_APF_EN_RING_MASK) / 4096;
+            device::evict(core::iter::once(frame..frame + 1), Content::Kept);
             arena::read(outstanding, 0);
         }
         "block" => interrupts::without_interrupts(|| _ = arena::read(outstanding, 0)),

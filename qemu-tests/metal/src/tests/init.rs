@@ -52,6 +52,19 @@ fn words(cpu: &Cpu) -> impl Iterator<Item = *mut u64> + use<> {
     (0..512).map(move |word| core::ptr::with_exposed_provenance_mut(at + word * 8))
 }
 
+/// Fills the ring of a CPU that does not run any more.
+pub(super) fn mark(cpu: &Cpu) {
+    cpu.ring.get().expose_provenance();
+    // SAFETY: nobody uses it; that the host does not is what is tested.
+    words(cpu).for_each(|word| unsafe { word.write_volatile(MARK) });
+}
+
+/// Words of the ring that were written since.
+pub(super) fn changed(cpu: &Cpu) -> u64 {
+    // SAFETY: as above.
+    words(cpu).filter(|word| unsafe { word.read_volatile() } != MARK).count() as u64
+}
+
 fn spin(check: &Check<'_>) {
     let end = sys::tsc() + check.boot.options.number("spin", SPIN);
     while sys::tsc() < end {
@@ -85,18 +98,12 @@ fn init(check: &mut Check<'_>) {
     (1..cpus).for_each(|index| lapic::send(lapic::init_command(index)));
     spin(check);
     for cpu in cpu::all().iter().take(cpus).skip(1) {
-        cpu.ring.get().expose_provenance();
-        // SAFETY: the ring of a CPU that does not run; the host must not use it any more, which is what is tested.
-        words(cpu).for_each(|word| unsafe { word.write_volatile(MARK) });
+        mark(cpu);
     }
     check.equal("pages restored", device::restore_all(), wanted as u64);
     spin(check);
-    let mut changed = 0;
-    for cpu in cpu::all().iter().take(cpus).skip(1) {
-        // SAFETY: as above.
-        changed += words(cpu).filter(|word| unsafe { word.read_volatile() } != MARK).count();
-    }
-    check.equal("words written to rings after INIT", changed as u64, 0);
+    let changed = cpu::all().iter().take(cpus).skip(1).map(changed).sum();
+    check.equal("words written to rings after INIT", changed, 0);
     let wrong = (1..cpus).flat_map(missing);
     check.right(wrong.map(|page| arena::wrong_bytes(page, ROUND)).sum());
     check.number("cpus", cpus as u64);

@@ -9,6 +9,7 @@ mod hold;
 mod init;
 mod nmi;
 mod park;
+mod stopped;
 mod story1;
 mod story2;
 
@@ -23,6 +24,7 @@ pub(crate) static ALL: &[Test] = &[
     park::EVERY_CPU,
     fail::WHILE_WAITING,
     fail::AT_ONCE,
+    fail::AGAIN,
     story1::ALL_AT_ONCE,
     story1::EACH_PAGE,
     story1::ARMED_AT_ONCE,
@@ -53,5 +55,6 @@ pub(crate) static ALL: &[Test] = &[
     held::FLAG,
     held::LAPIC,
     init::INIT,
+    stopped::STOPPED,
     hold::HOLD,
 ];

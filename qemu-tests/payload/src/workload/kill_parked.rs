@@ -11,7 +11,6 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use ve_apf_testdev::{PAGE_WORDS, PolicyArgs};
 
-use super::parked::SETTLE;
 use crate::arena::{Arena, Slice};
 use crate::device::Device;
 use crate::options::Options;
@@ -34,8 +33,6 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
         device.evict(slice.frames(), round)?;
         kills.push(kill_one(device, &slice, limit)?);
         device.restore_all()?;
-        // Taken away again before the host could map it, twice, the page would have the vCPU wait for it.
-        std::thread::sleep(SETTLE);
         tally.faults += 1;
         tally.wrong_bytes += slice.wrong_bytes(0, round, 0..PAGE_WORDS);
     }

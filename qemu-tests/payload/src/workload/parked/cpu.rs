@@ -45,7 +45,8 @@ fn switch(online: bool) -> Result<()> {
     std::fs::write(path, if online { "1" } else { "0" }).context(path)
 }
 
-fn parked() -> Result<u64> {
+/// Faults over which tasks slept so far.
+pub(super) fn parked() -> Result<u64> {
     let counters = GuestCounters::read().ve_apf.context("no ve-apf in this guest")?;
     counters.get("parked").copied().context("ve-apf does not count what is parked")
 }

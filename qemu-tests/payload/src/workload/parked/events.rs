@@ -4,6 +4,7 @@
 use anyhow::{Result, ensure};
 
 use super::cgroup::Cgroup;
+use super::crowd;
 use super::party::Party;
 use super::touch::{self, EXEC, EXIT, JOIN};
 use super::{cpu, memslot};
@@ -13,7 +14,7 @@ use crate::sys;
 type Script = fn(&mut Party<'_>) -> Result<()>;
 
 /// All of them.
-pub(super) const ALL: [(&str, Script); 25] = [
+pub(super) const ALL: [(&str, Script); 27] = [
     ("touched", touched),
     ("killed", killed),
     ("killed_in_kernel", killed_in_kernel),
@@ -31,6 +32,8 @@ pub(super) const ALL: [(&str, Script); 25] = [
     ("vfork", vfork),
     ("migrated", migrated),
     ("beside", beside),
+    ("crowded", crowd::crowded),
+    ("expired", crowd::expired),
     ("offlined", cpu::offlined),
     ("offlined_in_kernel", cpu::offlined_in_kernel),
     ("ring_off", cpu::ring_off),

@@ -7,6 +7,7 @@
 
 mod cgroup;
 mod cpu;
+mod crowd;
 mod events;
 mod memslot;
 mod party;
@@ -26,8 +27,8 @@ use crate::{dmesg, process, sys};
 use party::Party;
 
 /// Time for the host to tell of the pages of the round before.
-pub(super) const SETTLE: Duration = Duration::from_millis(400);
-/// Pages, and slots of a ring.
+const SETTLE: Duration = Duration::from_millis(400);
+/// Slots of a ring.
 const MOST: usize = 62;
 
 /// `parked_EVENT`.
@@ -39,7 +40,8 @@ pub(super) fn run(event: &str, options: &Options, device: &Device) -> Result<()>
     process::only_one_thread()?;
     // All slots are those of one ring.
     sys::pin_to(0)?;
-    let arena = Arena::anonymous(device, MOST)?;
+    // One page more than there are slots.
+    let arena = Arena::anonymous(device, MOST + 1)?;
     let slice = arena.slices(1).remove(0);
     device.set_policy(&[], PolicyArgs { never: true, ..PolicyArgs::fixed(0) })?;
 

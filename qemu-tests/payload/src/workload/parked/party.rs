@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
-use ve_apf_testdev::Mmu;
+use ve_apf_testdev::{Mmu, PolicyArgs};
 
 use super::SETTLE;
 use super::touch::Touch;
@@ -48,6 +48,14 @@ impl<'a> Party<'a> {
         self.wait_for_faults()
     }
 
+    /// A child for page `index`, which is taken away; returns when the pager has heard of it.
+    pub(super) fn park_one_more(&mut self, index: usize, how: Touch) -> Result<()> {
+        self.device.evict(&self.slice.frames()[index..=index], self.round)?;
+        self.children.push(process::fork(|| how(self.slice, index, self.round))?);
+        self.outstanding += 1;
+        self.wait_for_faults()
+    }
+
     /// One child with a thread for each missing page, which then does what the byte sent to the returned pipe says; returns
     /// when all of its threads but that one wait.
     pub(super) fn park_group(&mut self) -> Result<i32> {
@@ -60,8 +68,8 @@ impl<'a> Party<'a> {
     }
 
     fn take_away(&self) -> Result<()> {
-        // A killed task's slot is free when the host has told of its page, which nobody here sees. A fault that finds no free
-        // slot stops the CPU until its page is there, and these never come by themselves.
+        // A killed task's slot is free when the host has told of its page, which nobody here sees; and these are to be all that
+        // is outstanding.
         std::thread::sleep(SETTLE);
         if self.outstanding > 0 {
             self.device.evict(&self.slice.frames()[..self.outstanding], self.round)?;
@@ -150,6 +158,20 @@ impl<'a> Party<'a> {
         let count = if pages { self.outstanding } else { 0 };
         let (device, frames) = (self.device, &self.slice.frames()[..count]);
         self.timed("mmu_us", || device.mmu(what, [arg, 0], frames).map(drop))
+    }
+
+    /// The VMM's test device.
+    pub(super) fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    /// From now on page `index` comes by itself, so long after it was asked for; with `None`, not any more.
+    pub(super) fn comes_after(&self, index: usize, time: Option<Duration>) -> Result<()> {
+        let policy = match time {
+            Some(time) => PolicyArgs::fixed(time.as_micros().try_into()?),
+            None => PolicyArgs { never: true, ..PolicyArgs::fixed(0) },
+        };
+        self.device.set_policy(&self.slice.frames()[index..=index], policy)
     }
 
     /// The pages come.
