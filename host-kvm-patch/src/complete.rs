@@ -2,6 +2,7 @@
 
 use crate::fault::guest_error;
 use crate::platform::{GuestError, Mapping, Resolution, Vcpu, Vm};
+use crate::poll::take_over;
 use crate::vcpu::VcpuState;
 use crate::works::Finished;
 use ve_apf_abi::access::{Bitmap, RingAccess};
@@ -19,6 +20,12 @@ pub struct Completed {
     pub suspended: u32,
     /// The completion interrupt was raised.
     pub interrupt: bool,
+    /// Slots that the guest had handed in, whatever became of them.
+    pub submitted: u32,
+    /// The poller brought a page again and again that did not stay: polling must [stop].
+    ///
+    /// [stop]: crate::poll::stop
+    pub stuck: bool,
 }
 
 /// An outcome to be written: RESOLVED, or FAIL with its cause.
@@ -58,9 +65,21 @@ where
     let mut done = Completed::default();
     let mut bits = 0;
     let mut error = None;
-    while let Some(finished) = vm.locked(|works| works.take_mail(vcpu.index())) {
-        state.set_hold(finished.slot, None);
-        match publish_finished(vcpu, state, finished) {
+    let mut last = None;
+    take_over(vcpu, state, vm, 0);
+    while let Some((finished, polled)) = next_mail(vcpu, vm) {
+        // Taken by the poller meanwhile, or by this thread.
+        let submitted = polled || state.was_submitted(finished.slot);
+        done.submitted += u32::from(submitted);
+        if state.hold(finished.slot).is_some_and(|hold| hold.ticket == finished.ticket) {
+            state.set_hold(finished.slot, None);
+        }
+        if submitted && state.polling && last.replace(finished.page) != Some(finished.page) {
+            state.note_polled(finished.page);
+        }
+        let published = publish_finished(vcpu, state, finished);
+        done.stuck |= submitted && state.polling && state.is_stuck(finished.page);
+        match published {
             Ok(Some((before, outcome))) => {
                 match outcome {
                     Outcome::Resolved => done.resolved += 1,
@@ -80,7 +99,25 @@ where
     if bits != 0 {
         done.interrupt = announce(vcpu, state, bits);
     }
+    // The next use of a slot sets its bit again: before the guest runs.
+    take_over(vcpu, state, vm, 0);
     error.map_or(Ok(done), Err)
+}
+
+/// Takes one finished fault, and says whether it was the poller's to hold.
+fn next_mail<C, M, const W: usize, const N: usize, const V: usize>(
+    vcpu: &C,
+    vm: &M,
+) -> Option<(Finished, bool)>
+where
+    C: Vcpu,
+    M: Vm<W, N, V>,
+{
+    vm.locked(|works| {
+        let finished = works.take_mail(vcpu.index())?;
+        let polled = vcpu.poll(|poll| poll.end(finished.slot, finished.ticket));
+        Some((finished, polled))
+    })
 }
 
 /// The LAPIC was enabled, or the vector set: raises what could not be raised before.

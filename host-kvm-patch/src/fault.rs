@@ -1,6 +1,7 @@
 //! A vCPU found a page missing: take a slot, join or start a work, inject #VE.
 
 use crate::platform::{GuestError, Page, Vcpu, Vm};
+use crate::poll::take_over;
 use crate::vcpu::{Hold, VcpuState};
 use crate::works::{Full, Joined};
 use ve_apf_abi::access::{Bitmap, FaultInfo, RingAccess};
@@ -58,6 +59,7 @@ where
     if let Some(reason) = refusal(vcpu) {
         return Ok(Answer::Sync(reason));
     }
+    take_over(vcpu, state, vm, 0);
     if !may_queue(vcpu, state, vm, page) {
         return Ok(Answer::Sync(SyncReason::NoProgress));
     }
@@ -89,6 +91,7 @@ where
     if let Some(reason) = refusal(vcpu) {
         return Ok(Answer::Sync(reason));
     }
+    take_over(vcpu, state, vm, 0);
     let told = vcpu.with_ring(|ring| {
         drop_lost_event(ring, state, vm)?;
         let Some((slot, free)) = take_slot(ring, state)? else {

@@ -4,7 +4,8 @@
 //! A thread of the VM resolves the page and calls [`works::Works::finish`]; back on the vCPU's
 //! thread [`complete`] maps the page, writes the outcome and injects one interrupt for the batch.
 //! [`submit`] answers the hypercall, [`sweep`] ends everything at restore and disable. In hardware
-//! mode the CPU raises #VE in the memory of [`ranges`], and the slot comes with the hypercall.
+//! mode the CPU raises #VE in the memory of [`ranges`], and the slot comes with the hypercall, or is
+//! found in the ring by a thread that [`poll`]s.
 //!
 //! What a hypervisor must supply are the traits of [`platform`]. Locks: one per VM, around
 //! [`works::Works`]; all else belongs to the vCPU's own thread, which alone writes its ring.
@@ -16,6 +17,7 @@
 pub mod complete;
 pub mod fault;
 pub mod platform;
+pub mod poll;
 pub mod ranges;
 pub mod submit;
 pub mod sweep;

@@ -17,6 +17,7 @@ pub struct Hold {
 /// Faults in a row at one instruction and page: has it any chance to get further?
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Progress {
+    /// 0: not known.
     rip: u64,
     page: Page,
     count: u32,
@@ -38,6 +39,10 @@ pub struct VcpuState {
     progress: Progress,
     /// Completions were published while no interrupt could be raised.
     pub(crate) raise: bool,
+    /// Polling was switched on, and not yet off by this thread: see [`crate::poll`].
+    pub(crate) polling: bool,
+    /// Of the slots held, those that the guest took and handed in.
+    submitted: u64,
 }
 
 impl VcpuState {
@@ -53,6 +58,8 @@ impl VcpuState {
                 unmapped: 0,
             },
             raise: false,
+            polling: false,
+            submitted: 0,
         }
     }
 
@@ -72,7 +79,19 @@ impl VcpuState {
         bits
     }
 
+    /// Was this slot, which is held, handed in by the guest?
+    pub(crate) fn was_submitted(&self, slot: SlotIndex) -> bool {
+        self.submitted & slot.bit() != 0
+    }
+
+    /// Holds a slot that the guest handed in.
+    pub(crate) fn set_submitted(&mut self, slot: SlotIndex, hold: Hold) {
+        self.set_hold(slot, Some(hold));
+        self.submitted |= slot.bit();
+    }
+
     pub(crate) fn set_hold(&mut self, slot: SlotIndex, hold: Option<Hold>) {
+        self.submitted &= !slot.bit();
         if let Some(entry) = self.holds.get_mut(usize::from(slot.get())) {
             *entry = hold;
         }
@@ -82,16 +101,33 @@ impl VcpuState {
     ///
     /// A fault that joins a running work says nothing: many tasks may run the same code.
     pub(crate) fn may_try(&mut self, rip: u64, page: Page) -> bool {
-        if self.progress.rip != rip || self.progress.page != page {
+        let same = [0, rip].contains(&self.progress.rip);
+        if !same || self.progress.page != page {
             self.progress = Progress { rip, page, count: 1, unmapped: 0 };
             return true;
         }
+        self.progress.rip = rip;
         self.progress.count += 1;
         if self.progress.count <= IN_A_ROW && self.progress.unmapped < UNMAPPED {
             return true;
         }
         self.progress = Progress::default();
         false
+    }
+
+    /// Notes the completion of a page that the poller had asked for, of whatever instruction.
+    pub(crate) fn note_polled(&mut self, page: Page) {
+        if self.progress.page == page {
+            self.progress.count += 1;
+        } else {
+            self.progress = Progress { rip: 0, page, count: 1, unmapped: 0 };
+        }
+    }
+
+    /// Should the next fault on the page ring, to be resolved with the vCPU stopped?
+    pub(crate) fn is_stuck(&self, page: Page) -> bool {
+        let Progress { count, unmapped, .. } = self.progress;
+        self.progress.page == page && (count >= IN_A_ROW || unmapped >= UNMAPPED)
     }
 
     /// Notes whether a completion mapped its page.

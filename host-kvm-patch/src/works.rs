@@ -71,6 +71,8 @@ pub struct Finished {
     pub page: Page,
     /// How that ended.
     pub resolution: Resolution,
+    /// What it was held by; used up.
+    pub ticket: Ticket,
 }
 
 /// Why a fault could not be queued.
@@ -249,6 +251,7 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
             generation: Generation::new(waiter.generation),
             page: waiter.page,
             resolution: waiter.resolution,
+            ticket: Ticket(at),
         })
     }
 

@@ -12,7 +12,7 @@ use ve_apf_abi::hypercall::{
     VE_APF_EINVAL, VE_APF_FAIL, VE_APF_QUEUED, VE_APF_RESOLVED, VE_APF_UNKNOWN,
 };
 use ve_apf_abi::ring::{VE_APF_CAUSE_GONE, VE_APF_QUAL_READ, VE_APF_QUAL_WRITE};
-use ve_apf_host::complete::{complete, interrupts_possible};
+use ve_apf_host::complete::{Completed, complete, interrupts_possible};
 use ve_apf_host::fault::{Answer, fail, fault};
 use ve_apf_host::platform::{GuestError, Page};
 use ve_apf_host::submit::{Submitted, status, submit};
@@ -35,20 +35,24 @@ pub fn run(thread: Thread<'_>, vcpu: usize) {
     }
 }
 
-struct Host<'a> {
-    cpu: HostCpu<'a>,
+/// Host code of one vCPU.
+pub(crate) struct Host<'a> {
+    pub(crate) cpu: HostCpu<'a>,
 }
 
 impl<'a> Host<'a> {
-    fn vm(&self) -> HostVm<'a> {
+    pub(crate) fn vm(&self) -> HostVm<'a> {
         HostVm { world: self.cpu.thread.world, thread: Some(self.cpu.thread) }
     }
 
-    fn reach(&self, what: Reach) {
+    pub(crate) fn reach(&self, what: Reach) {
         self.cpu.thread.world.reach(what);
     }
 
-    fn owning<R>(&self, f: impl FnOnce(&mut VcpuState) -> Result<R, GuestError>) -> Result<R, ()> {
+    pub(crate) fn owning<R>(
+        &self,
+        f: impl FnOnce(&mut VcpuState) -> Result<R, GuestError>,
+    ) -> Result<R, ()> {
         let mut state = self.cpu.look(|vcpu| vcpu.host.take());
         let result = f(&mut state);
         self.cpu.look(|vcpu| vcpu.host = Owned::new(state));
@@ -65,10 +69,13 @@ impl<'a> Host<'a> {
             Exit::Suspend(gpa, _) => self.suspend(gpa)?,
             Exit::Status(slot, generation) => {
                 self.complete()?;
+                self.stop_polling()?;
                 let answer = self.owning(|state| Ok(status(&self.cpu, state, slot, generation)))?;
                 self.answer(answer)?;
             }
+            Exit::Leave => self.stop_polling()?,
             Exit::Disable => {
+                self.unwatch();
                 self.sweep(Sweep::Disable)?;
                 self.cpu.look(|vcpu| vcpu.enabled = false);
                 self.cpu.thread.world.with(|state| hardware_off(state, self.cpu.vcpu));
@@ -158,6 +165,7 @@ impl<'a> Host<'a> {
         match answer {
             Submitted::Resolved | Submitted::Fail if waited => self.reach(Reach::AtOnce),
             Submitted::Wait(_) => self.reach(Reach::Unqueued),
+            Submitted::Queued => self.start_polling()?,
             _ => {}
         }
         self.answer(answer)
@@ -197,9 +205,16 @@ impl<'a> Host<'a> {
 
     fn complete(&self) -> Result<(), ()> {
         self.cpu.look(|vcpu| vcpu.request = false);
+        if self.cpu.look(|vcpu| vcpu.polling && !vcpu.watched) {
+            self.stop_polling()?;
+        }
         let done = self.owning(|state| complete(&self.cpu, state, &self.vm()))?;
         self.cpu.thread.note(|| format!("completed: {done:?}"));
-        Ok(())
+        match done {
+            Completed { stuck: true, .. } => self.stop_polling(),
+            Completed { submitted: 1.., .. } => self.start_polling(),
+            _ => Ok(()),
+        }
     }
 
     fn sweep(&self, why: Sweep) -> Result<(), ()> {

@@ -2,6 +2,7 @@
 //! hardware mode in [`hardware`].
 
 mod hardware;
+mod polling;
 
 use crate::scenario::{Action, Budget, From, Reach, Scenario, Task};
 use crate::vcpu::SLOTS;
@@ -21,6 +22,9 @@ const NONE: Budget = Budget {
     repairs: 0,
     nmis: 0,
     detours: 0,
+    polls: 0,
+    quits: 0,
+    leaves: 0,
 };
 
 /// Two vCPUs, two pages that are missing, nothing goes wrong.
@@ -82,6 +86,7 @@ pub fn all() -> Vec<Scenario> {
         scarce(),
         lapic(),
         hardware::all(),
+        polling::all(),
     ];
     groups.concat()
 }
