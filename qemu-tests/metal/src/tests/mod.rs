@@ -9,6 +9,7 @@ mod hold;
 mod init;
 mod nmi;
 mod park;
+mod poll;
 mod story1;
 mod story2;
 
@@ -21,6 +22,8 @@ pub(crate) static ALL: &[Test] = &[
     park::SAME_PAGE,
     park::RANDOM,
     park::EVERY_CPU,
+    poll::ONE,
+    poll::BURST,
     fail::WHILE_WAITING,
     fail::AT_ONCE,
     story1::ALL_AT_ONCE,
