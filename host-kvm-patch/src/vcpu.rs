@@ -101,8 +101,8 @@ impl VcpuState {
     ///
     /// A fault that joins a running work says nothing: many tasks may run the same code.
     pub(crate) fn may_try(&mut self, rip: u64, page: Page) -> bool {
-        let same = [0, rip].contains(&self.progress.rip);
-        if !same || self.progress.page != page {
+        let other = self.progress.rip != rip && self.progress.rip != 0;
+        if other || self.progress.page != page {
             self.progress = Progress { rip, page, count: 1, unmapped: 0 };
             return true;
         }
