@@ -2,11 +2,12 @@
 
 use crate::platform::{Event, Platform, Sleep, SuspendReason};
 use crate::waiters::Waiter;
+use core::sync::atomic::{Ordering, fence};
 use ve_apf_abi::access::{Bitmap, FaultInfo, RingAccess, VeInfoAccess};
 use ve_apf_abi::hypercall::{VE_APF_FAIL, VE_APF_RESOLVED};
 use ve_apf_abi::ring::{
-    SlotIndex, VE_APF_CAUSE_GONE, VE_APF_CAUSE_NONE, VE_APF_SLOT_GLA_VALID, VE_APF_SLOT_MASK,
-    injected_slot,
+    SlotIndex, VE_APF_CAUSE_GONE, VE_APF_CAUSE_NONE, VE_APF_HOST_POLLING, VE_APF_SLOT_GLA_VALID,
+    VE_APF_SLOT_MASK, injected_slot,
 };
 use ve_apf_abi::word::{SlotWord, State};
 
@@ -177,10 +178,18 @@ fn take_slot<R: RingAccess>(ring: &R, fault: FaultInfo) -> Option<SlotIndex> {
     }
 }
 
-/// Hands a slot to the host, which answers at once if the page is there after all.
+/// Hands a slot to the host: leaves it to one that polls, else rings, and a page that is there
+/// after all is answered at once.
 fn submit<P: Platform>(cpu: &P, slot: SlotIndex) {
     let ring = cpu.ring();
     ring.set_bits(Bitmap::Submitted, slot.bit());
+    // Against a host that stops polling: it clears the flag, then looks at `submitted` once more.
+    // Whoever is later sees the other.
+    fence(Ordering::SeqCst);
+    if ring.host_flags() & VE_APF_HOST_POLLING != 0 {
+        cpu.report(Event::Unrung(slot));
+        return;
+    }
     if cpu.submit(slot) < 0 {
         // A host that refuses it, or lost it: the fault just happens again.
         let word = ring.word(slot);

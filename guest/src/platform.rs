@@ -57,6 +57,8 @@ pub enum Event {
     Delivered(SlotIndex, u64),
     /// A fault that the CPU delivered, of this guest-physical address, found no free slot.
     NoSlot(u64),
+    /// The host polls, and finds this slot without the doorbell.
+    Unrung(SlotIndex),
     /// #VE without a fault to handle.
     SpuriousVe,
     /// The page was there before the task slept.

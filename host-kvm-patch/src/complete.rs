@@ -2,8 +2,9 @@
 
 use crate::fault::guest_error;
 use crate::platform::{GuestError, Mapping, Page, Resolution, Vcpu, Vm};
+use crate::poll::take_over;
 use crate::vcpu::VcpuState;
-use crate::works::SlotUse;
+use crate::works::{Finished, SlotUse};
 use ve_apf_abi::access::{Bitmap, RingAccess};
 use ve_apf_abi::ring::{SlotIndex, VE_APF_CAUSE_DEADLINE};
 use ve_apf_abi::word::{Generation, SlotWord, State};
@@ -19,6 +20,12 @@ pub struct Completed {
     pub suspended: u32,
     /// The completion interrupt was raised.
     pub interrupt: bool,
+    /// Slots that the guest had handed in, whatever became of them.
+    pub submitted: u32,
+    /// The poller brought a page again and again that did not stay: polling must [stop].
+    ///
+    /// [stop]: crate::poll::stop
+    pub stuck: bool,
 }
 
 /// An outcome to be written: RESOLVED, or FAIL with its cause.
@@ -58,13 +65,24 @@ where
     let mut done = Completed::default();
     let mut bits = 0;
     let mut error = None;
-    while let Some(finished) = vm.locked(|works| works.take_mail(vcpu.index())) {
+    let mut last = None;
+    take_over(vcpu, state, vm, 0);
+    while let Some((finished, polled)) = next_mail(vcpu, vm) {
         let Some(of) = finished.slot else {
             // It is about to touch the page again, and knows more then.
             state.stop.end(finished.resolution);
             continue;
         };
-        state.set_hold(of.slot, None);
+        // Taken by the poller meanwhile, or by this thread.
+        let submitted = polled || state.was_submitted(of.slot);
+        done.submitted += u32::from(submitted);
+        if state.hold(of.slot).is_some_and(|hold| hold.ticket == finished.ticket) {
+            state.set_hold(of.slot, None);
+        }
+        if submitted && state.polling && last.replace(finished.page) != Some(finished.page) {
+            state.note_polled(finished.page);
+        }
+        done.stuck |= submitted && state.polling && state.is_stuck(finished.page, M::IN_A_ROW);
         match publish_finished(vcpu, of, finished.page, finished.resolution) {
             Ok(Some((before, outcome))) => {
                 match outcome {
@@ -85,7 +103,26 @@ where
     if bits != 0 {
         done.interrupt = announce(vcpu, state, bits);
     }
+    // The next use of a slot sets its bit again: before the guest runs.
+    take_over(vcpu, state, vm, 0);
     error.map_or(Ok(done), Err)
+}
+
+/// Takes one finished fault, and says whether it was the poller's to hold.
+fn next_mail<C, M, const W: usize, const N: usize, const V: usize>(
+    vcpu: &C,
+    vm: &M,
+) -> Option<(Finished, bool)>
+where
+    C: Vcpu,
+    M: Vm<W, N, V>,
+{
+    vm.locked(|works| {
+        let finished = works.take_mail(vcpu.index())?;
+        let polled =
+            finished.slot.is_some_and(|of| vcpu.poll(|poll| poll.end(of.slot, finished.ticket)));
+        Some((finished, polled))
+    })
 }
 
 /// The LAPIC was enabled, or the vector set: raises what could not be raised before.

@@ -1,6 +1,7 @@
 //! A vCPU found a page missing: take a slot, join or start a work, inject #VE.
 
 use crate::platform::{GuestError, Page, Vcpu, Vm};
+use crate::poll::take_over;
 use crate::stop::leave;
 use crate::vcpu::{Hold, VcpuState};
 use crate::works::{Full, Joined, SlotUse};
@@ -62,6 +63,7 @@ where
     if let Some(cause) = state.stop.take_failure(page) {
         return Ok(Answer::Lost(cause));
     }
+    take_over(vcpu, state, vm, 0);
     let answer = tell(vcpu, |ring| deliver(vcpu, ring, state, vm, page, info))?;
     if let Answer::Injected(..) = answer {
         leave(state, vm);
@@ -85,6 +87,7 @@ where
     C: Vcpu,
     M: Vm<W, N, V>,
 {
+    take_over(vcpu, state, vm, 0);
     tell(vcpu, |ring| {
         drop_lost_event(ring, state, vm)?;
         let Some((slot, free)) = take_slot(ring, state)? else {

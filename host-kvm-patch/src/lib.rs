@@ -5,7 +5,8 @@
 //! thread [`complete`] maps the page, writes the outcome and injects one interrupt for the batch.
 //! A vCPU whose guest cannot be told waits by [`stop`]. [`submit`] answers the hypercall, [`sweep`]
 //! ends everything at restore and disable. In hardware mode the CPU raises #VE in the memory of
-//! [`ranges`], and the slot comes with the hypercall.
+//! [`ranges`], and the slot comes with the hypercall, or is found in the ring by a thread that
+//! [`poll`]s.
 //!
 //! What a hypervisor must supply are the traits of [`platform`]. Locks: one per VM, around
 //! [`works::Works`]; all else belongs to the vCPU's own thread, which alone writes its ring.
@@ -17,6 +18,7 @@
 pub mod complete;
 pub mod fault;
 pub mod platform;
+pub mod poll;
 pub mod ranges;
 pub mod stop;
 pub mod submit;

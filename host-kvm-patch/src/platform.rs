@@ -1,5 +1,6 @@
 //! What the engine needs from a hypervisor.
 
+use crate::poll::Poll;
 use crate::works::{WorkId, Works};
 use ve_apf_abi::access::RingAccess;
 
@@ -84,6 +85,9 @@ pub trait Vcpu {
     /// Runs `f` on the ring, whose page stays where it is meanwhile; `f` does not sleep.
     /// `None`: no ring is enabled, or its memory cannot be reached.
     fn with_ring<R>(&self, f: impl FnOnce(&Self::Ring) -> R) -> Option<R>;
+
+    /// Runs `f` on what the vCPU's poller shares with its thread. Called with the VM's lock held.
+    fn poll<R>(&self, f: impl FnOnce(&mut Poll) -> R) -> R;
 
     /// Could the guest take an interrupt at this instruction, at any CPL (IF, shadows, GIF)?
     fn interrupt_allowed(&self) -> bool;

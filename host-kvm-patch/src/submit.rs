@@ -3,6 +3,7 @@
 use crate::complete::{Outcome, publish};
 use crate::fault::{guest_error, may_queue};
 use crate::platform::{GuestError, Mapping, Page, Resolution, Vcpu, Vm};
+use crate::poll::take_over;
 use crate::stop::leave;
 use crate::vcpu::{Hold, VcpuState};
 use crate::works::SlotUse;
@@ -57,6 +58,7 @@ where
     }) else {
         return Ok(Submitted::Invalid);
     };
+    take_over(vcpu, state, vm, slot.bit());
     match word.state() {
         State::RESOLVED => return Ok(Submitted::Resolved),
         State::FAIL => return Ok(Submitted::Fail),
@@ -81,7 +83,7 @@ where
 }
 
 /// A slot the host does not hold: the guest took it (hardware mode), or a restore lost it.
-fn take_up<C, M, const W: usize, const N: usize, const V: usize>(
+pub(crate) fn take_up<C, M, const W: usize, const N: usize, const V: usize>(
     vcpu: &C,
     state: &mut VcpuState,
     vm: &M,
@@ -109,7 +111,7 @@ where
             let of = Some(SlotUse { slot, generation });
             let joined = vm.locked(|works| works.join(vm, vcpu.index(), of, page));
             let Ok((ticket, _)) = joined else { return Ok(Submitted::Wait(page)) };
-            state.set_hold(slot, Some(Hold { ticket, generation }));
+            state.set_submitted(slot, Hold { ticket, generation });
             leave(state, vm);
             return Ok(queued);
         }
@@ -122,7 +124,7 @@ where
     }
 }
 
-/// STATUS(`claim`, `generation`). The mailbox was emptied before.
+/// STATUS(`claim`, `generation`). The mailbox was emptied, and polling stopped, before.
 pub fn status<C: Vcpu>(vcpu: &C, state: &VcpuState, claim: u64, generation: u64) -> Submitted {
     let (Some(slot), Ok(generation)) = (SlotIndex::new(claim), u32::try_from(generation)) else {
         return Submitted::Invalid;

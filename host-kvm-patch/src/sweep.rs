@@ -2,6 +2,7 @@
 
 use crate::complete::{Outcome, announce, publish};
 use crate::platform::{Resolution, Vcpu, Vm};
+use crate::poll::end;
 use crate::stop::leave;
 use crate::submit::page_of;
 use crate::vcpu::VcpuState;
@@ -32,6 +33,7 @@ where
     C: Vcpu,
     M: Vm<W, N, V>,
 {
+    end(vcpu, state, vm);
     let mut ended = [Resolution::Retry; VE_APF_SLOTS as usize];
     each_detached(state, vm, |slot, how| {
         if let (Some(entry), Some(how)) = (ended.get_mut(usize::from(slot.get())), how) {
@@ -43,6 +45,7 @@ where
     let active = vcpu
         .with_ring(|ring| {
             ring.set_host_flags(0);
+            ring.take_bits(Bitmap::Submitted);
             if why == Sweep::Restore {
                 ring.set_epoch(ring.epoch().wrapping_add(1));
             }
@@ -80,7 +83,7 @@ where
 }
 
 /// The vCPU's slots wait for nothing any more. Touches no guest memory and waits for no page:
-/// for reset, teardown and an `EN` that a VMM writes.
+/// for reset, teardown and an `EN` that a VMM writes. Polling has [ended](crate::poll::end).
 pub fn detach_all<M, const W: usize, const N: usize, const V: usize>(state: &mut VcpuState, vm: &M)
 where
     M: Vm<W, N, V>,

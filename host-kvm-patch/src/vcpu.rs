@@ -18,6 +18,7 @@ pub struct Hold {
 /// Faults in a row at one instruction and page: has it any chance to get further?
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Progress {
+    /// 0: not known.
     rip: u64,
     page: Page,
     count: u32,
@@ -32,6 +33,10 @@ pub struct VcpuState {
     pub(crate) stop: Stop,
     /// Completions were published while no interrupt could be raised.
     pub(crate) raise: bool,
+    /// Polling was switched on, and not yet off by this thread: see [`crate::poll`].
+    pub(crate) polling: bool,
+    /// Of the slots held, those that the guest took and handed in.
+    submitted: u64,
 }
 
 impl VcpuState {
@@ -43,6 +48,8 @@ impl VcpuState {
             progress: Progress { rip: 0, page: Page { gfn: 0, write: false }, count: 0 },
             stop: Stop::new(),
             raise: false,
+            polling: false,
+            submitted: 0,
         }
     }
 
@@ -68,7 +75,19 @@ impl VcpuState {
         self.stop.waits()
     }
 
+    /// Was this slot, which is held, handed in by the guest?
+    pub(crate) fn was_submitted(&self, slot: SlotIndex) -> bool {
+        self.submitted & slot.bit() != 0
+    }
+
+    /// Holds a slot that the guest handed in.
+    pub(crate) fn set_submitted(&mut self, slot: SlotIndex, hold: Hold) {
+        self.set_hold(slot, Some(hold));
+        self.submitted |= slot.bit();
+    }
+
     pub(crate) fn set_hold(&mut self, slot: SlotIndex, hold: Option<Hold>) {
+        self.submitted &= !slot.bit();
         if let Some(entry) = self.holds.get_mut(usize::from(slot.get())) {
             *entry = hold;
         }
@@ -78,16 +97,33 @@ impl VcpuState {
     ///
     /// A fault that joins a running work says nothing: many tasks may run the same code.
     pub(crate) fn may_try(&mut self, rip: u64, page: Page, most: u32) -> bool {
-        if self.progress.rip != rip || self.progress.page != page {
+        let other = self.progress.rip != rip && self.progress.rip != 0;
+        if other || self.progress.page != page {
             self.progress = Progress { rip, page, count: 1 };
             return true;
         }
+        self.progress.rip = rip;
         self.progress.count += 1;
         if self.progress.count <= most {
             return true;
         }
         self.progress = Progress::default();
         false
+    }
+
+    /// Notes the completion of a page that the poller had asked for, of whatever instruction.
+    pub(crate) fn note_polled(&mut self, page: Page) {
+        if self.progress.page == page {
+            self.progress.count += 1;
+        } else {
+            self.progress = Progress { rip: 0, page, count: 1 };
+        }
+    }
+
+    /// Should the next fault on the page ring, having had `most` chances, so that the vCPU waits?
+    pub(crate) const fn is_stuck(&self, page: Page, most: u32) -> bool {
+        let Progress { page: of, count, .. } = self.progress;
+        of.gfn == page.gfn && of.write == page.write && count >= most
     }
 }
 

@@ -78,6 +78,8 @@ pub struct Finished {
     pub page: Page,
     /// How that ended.
     pub resolution: Resolution,
+    /// What it was held by; used up.
+    pub ticket: Ticket,
 }
 
 /// Why a fault could not be queued.
@@ -249,7 +251,12 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
         let waiter = *self.waiter_mut(at)?;
         *self.mailbox_mut(vcpu)? = waiter.next;
         self.free_waiter(at);
-        Some(Finished { slot: waiter.slot, page: waiter.page, resolution: waiter.resolution })
+        Some(Finished {
+            slot: waiter.slot,
+            page: waiter.page,
+            resolution: waiter.resolution,
+            ticket: Ticket(at),
+        })
     }
 
     /// It waits no more; returns how its work ended, if it had. The ticket is used up.

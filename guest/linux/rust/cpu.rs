@@ -170,6 +170,7 @@ impl Platform for Linux {
             Event::Fault(slot, gpa) => self.tell(EventNumber::Fault, Some(slot), gpa),
             Event::Delivered(slot, gpa) => self.tell(EventNumber::Delivered, Some(slot), gpa),
             Event::NoSlot(gpa) => self.tell(EventNumber::NoSlot, None, gpa),
+            Event::Unrung(slot) => self.tell(EventNumber::Unrung, Some(slot), 0),
             Event::SpuriousVe => self.tell(EventNumber::SpuriousVe, None, 0),
             Event::EarlyOutcome(slot) => self.tell(EventNumber::Early, Some(slot), 0),
             Event::Parked(slot, generation) => {

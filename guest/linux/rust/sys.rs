@@ -66,6 +66,7 @@ pub(crate) enum EventNumber {
     NewEpoch = 11,
     Delivered = 12,
     NoSlot = 13,
+    Unrung = 14,
 }
 
 /// What [`ve_apf_os_may_park`] answers instead of a reason: `VE_APF_MAY_PARK`.

@@ -21,6 +21,7 @@ pub const NAMES: [&str; COUNT] = [
     "woken",
     "rescued",
     "epochs",
+    "unrung",
     "suspended_nested",
     "suspended_atomic",
     "suspended_rcu",
@@ -35,7 +36,7 @@ pub const NAMES: [&str; COUNT] = [
 ];
 
 const COUNT: usize = FIRST_REASON + SuspendReason::COUNT;
-const FIRST_REASON: usize = 15;
+const FIRST_REASON: usize = 16;
 /// Delivered faults that are remembered.
 pub const LOG: usize = 128;
 
@@ -99,6 +100,7 @@ impl Counters {
             }
             Event::Rescued(_) => self.add(13, 1),
             Event::NewEpoch(_) => self.add(14, 1),
+            Event::Unrung(_) => self.add(15, 1),
         }
     }
 

@@ -14,12 +14,12 @@ use host::submit::{Submitted, status, submit};
 use host::sweep::{Sweep, detach_all, sweep};
 use host::vcpu::VcpuState;
 use host::works::{Joined, WorkId};
-use host::{complete, platform::Vcpu};
+use host::{complete, platform::Vcpu, poll};
 
 /// # Safety
 /// As [`ThisVcpu::new`]. The state must not be borrowed elsewhere: each export does so once, and
 /// none calls another.
-unsafe fn this<'a>(v: *mut KvmVcpu) -> (ThisVcpu, ThisVm, &'a mut VcpuState) {
+pub(crate) unsafe fn this<'a>(v: *mut KvmVcpu) -> (ThisVcpu, ThisVm, &'a mut VcpuState) {
     // SAFETY: the caller's promise.
     let vcpu = unsafe { ThisVcpu::new(v) };
     // SAFETY: KVM allocated it zeroed, a valid state, with the size `ve_apf_host_vcpu_size` gave;
@@ -28,7 +28,7 @@ unsafe fn this<'a>(v: *mut KvmVcpu) -> (ThisVcpu, ThisVm, &'a mut VcpuState) {
     (vcpu, vcpu.vm(), state)
 }
 
-fn guest_error(vcpu: &ThisVcpu, error: GuestError) {
+pub(crate) fn guest_error(vcpu: &ThisVcpu, error: GuestError) {
     let (word, expected) = (u64::from(error.word), u64::from(error.expected));
     // SAFETY: `ThisVcpu` holds a valid vCPU.
     unsafe { sys::ve_apf_guest_error(vcpu.raw(), u64::from(error.slot), word, expected) };
@@ -177,19 +177,26 @@ pub unsafe extern "C" fn ve_apf_host_complete(v: *mut KvmVcpu, result: *mut Comp
     let (vcpu, vm, state) = unsafe { this(v) };
     match complete::complete(&vcpu, state, &vm) {
         Ok(done) => {
-            let done = Completed {
-                resolved: done.resolved,
-                failed: done.failed,
-                suspended: done.suspended,
-                interrupt: u32::from(done.interrupt),
-            };
             // SAFETY: the caller's promise.
-            unsafe { result.write(done) };
+            unsafe { result.write(done.into()) };
             0
         }
         Err(error) => {
             guest_error(&vcpu, error);
             -1
+        }
+    }
+}
+
+impl From<complete::Completed> for Completed {
+    fn from(done: complete::Completed) -> Self {
+        Self {
+            resolved: done.resolved,
+            failed: done.failed,
+            suspended: done.suspended,
+            interrupt: u32::from(done.interrupt),
+            submitted: done.submitted,
+            stuck: u32::from(done.stuck),
         }
     }
 }
@@ -272,6 +279,7 @@ pub unsafe extern "C" fn ve_apf_host_sweep(v: *mut KvmVcpu, restore: bool) -> u3
 pub unsafe extern "C" fn ve_apf_host_detach(v: *mut KvmVcpu) {
     // SAFETY: the caller's promise.
     let (vcpu, vm, state) = unsafe { this(v) };
+    poll::end(&vcpu, state, &vm);
     detach_all(state, &vm);
     // Mail that nobody holds a slot for any more.
     while vm.locked(|works| works.take_mail(vcpu.index())).is_some() {}

@@ -1,7 +1,7 @@
 //! ve-apf's host engine as an object for KVM.
 //!
 //! `sys` declares what `arch/x86/kvm/ve_apf/ffi.h` does, `platform` implements the engine's traits
-//! on it, `exports` is what KVM calls.
+//! on it, `exports` and `poll` are what KVM calls.
 #![no_std]
 #![deny(unsafe_op_in_unsafe_fn)]
 
@@ -10,6 +10,7 @@ extern crate ve_apf_host as host;
 
 mod exports;
 mod platform;
+mod poll;
 mod ranges;
 mod ring_ptr;
 mod sys;

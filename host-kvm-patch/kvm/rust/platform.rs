@@ -3,6 +3,7 @@
 use crate::ring_ptr::RingPtr;
 use crate::sys::{self, KvmVcpu, KvmVm};
 use core::ptr::NonNull;
+use host::poll::{Poll, Polled};
 use host::platform::{KickMode, Mapping, Page, Vcpu, Vm};
 use host::works::{WorkId, Works as AnyWorks};
 
@@ -46,6 +47,57 @@ impl ThisVm {
     /// `vm` is valid until the value is dropped.
     pub(crate) unsafe fn new(vm: *mut KvmVm) -> Self {
         Self(vm)
+    }
+}
+
+/// A vCPU, on any thread: what its poller may do with it.
+#[derive(Clone, Copy)]
+pub(crate) struct PolledVcpu(*mut KvmVcpu);
+
+impl PolledVcpu {
+    /// # Safety
+    /// `v` is valid until the value is dropped, and the caller is inside `kvm->srcu`.
+    pub(crate) unsafe fn new(v: *mut KvmVcpu) -> Self {
+        Self(v)
+    }
+
+    pub(crate) fn vm(&self) -> ThisVm {
+        // SAFETY: `new` promises a valid vCPU, whose VM outlives it.
+        ThisVm(unsafe { sys::ve_apf_vcpu_vm(self.0) })
+    }
+}
+
+/// Runs `f` on what the vCPU's thread and its poller share.
+///
+/// # Safety
+/// `v` is valid, and its VM's lock is held.
+unsafe fn with_poll<R>(v: *mut KvmVcpu, f: impl FnOnce(&mut Poll) -> R) -> R {
+    // SAFETY: KVM allocated it zeroed, a valid value, with the size `ve_apf_host_poll_size` gave; the
+    // lock makes this reference the only one, since no `f` leads back here.
+    f(unsafe { &mut *sys::ve_apf_vcpu_poll(v).cast::<Poll>() })
+}
+
+impl Polled for PolledVcpu {
+    type Ring = RingPtr;
+
+    fn index(&self) -> u32 {
+        // SAFETY: `new` promises a valid vCPU; its index never changes.
+        unsafe { sys::ve_apf_vcpu_index(self.0) }
+    }
+
+    fn with_ring<R>(&self, f: impl FnOnce(&RingPtr) -> R) -> Option<R> {
+        // SAFETY: the vCPU is valid, and the caller is where memslots do not go away.
+        let page = NonNull::new(unsafe { sys::ve_apf_ring_trylock(self.0) })?;
+        // SAFETY: as in `ThisVcpu::with_ring`.
+        let result = f(&unsafe { RingPtr::new(page) });
+        // SAFETY: locked above.
+        unsafe { sys::ve_apf_ring_release(self.0) };
+        Some(result)
+    }
+
+    fn poll<R>(&self, f: impl FnOnce(&mut Poll) -> R) -> R {
+        // SAFETY: the vCPU is valid, and the engine calls with the lock held.
+        unsafe { with_poll(self.0, f) }
     }
 }
 
@@ -93,6 +145,11 @@ impl Vcpu for ThisVcpu {
         // SAFETY: locked above.
         unsafe { sys::ve_apf_ring_unlock(self.0) };
         Some(result)
+    }
+
+    fn poll<R>(&self, f: impl FnOnce(&mut Poll) -> R) -> R {
+        // SAFETY: the vCPU is valid, and the engine calls with the lock held.
+        unsafe { with_poll(self.0, f) }
     }
 
     fn interrupt_allowed(&self) -> bool {

@@ -48,6 +48,8 @@ pub struct Completed {
     pub failed: u32,
     pub suspended: u32,
     pub interrupt: u32,
+    pub submitted: u32,
+    pub stuck: u32,
 }
 
 /// `struct ve_apf_submit_result`
@@ -62,6 +64,10 @@ pub(crate) const DO_INVALID: u32 = 16;
 pub(crate) const DO_HALT: u32 = 17;
 pub(crate) const DO_WAIT: u32 = 18;
 pub(crate) const DO_STOP: u32 = 19;
+
+pub(crate) const LOOK_NOTHING: u32 = 0;
+pub(crate) const LOOK_TOOK: u32 = 1;
+pub(crate) const LOOK_LEFT: u32 = 2;
 
 pub(crate) const MAPPED: u32 = 256;
 pub(crate) const NOT_NOW: u32 = 257;
@@ -84,6 +90,10 @@ unsafe extern "C" {
     pub(crate) fn ve_apf_vcpu_index(v: *mut KvmVcpu) -> u32;
     pub(crate) fn ve_apf_ring_lock(v: *mut KvmVcpu) -> *mut u8;
     pub(crate) fn ve_apf_ring_unlock(v: *mut KvmVcpu);
+    pub(crate) fn ve_apf_ring_trylock(v: *mut KvmVcpu) -> *mut u8;
+    pub(crate) fn ve_apf_ring_release(v: *mut KvmVcpu);
+    pub(crate) fn ve_apf_vcpu_poll(v: *mut KvmVcpu) -> *mut c_void;
+    pub(crate) fn ve_apf_vcpu_seen(v: *mut KvmVcpu) -> *mut c_void;
     pub(crate) fn ve_apf_interrupt_allowed(v: *mut KvmVcpu) -> bool;
     pub(crate) fn ve_apf_event_pending(v: *mut KvmVcpu) -> bool;
     pub(crate) fn ve_apf_is_nested(v: *mut KvmVcpu) -> bool;

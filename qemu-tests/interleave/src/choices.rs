@@ -3,8 +3,9 @@
 use crate::host::interrupts_on;
 use crate::nmi::nmi_possible;
 use crate::reduce::goes_first;
-use crate::vcpu::Mode;
+use crate::vcpu::{Mode, PollLock, VcpuModel};
 use crate::world::{Frame, State, Status, World};
+use ve_apf_abi::ring::VE_APF_SLOT_MASK;
 
 /// One thing that can happen next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,12 @@ pub enum Choice {
     Move(usize),
     /// A task in user mode is preempted.
     Preempt(usize),
+    /// The poller looks at the vCPU's ring, or goes on with that.
+    Look(usize),
+    /// It does so for the last time.
+    Quit(usize),
+    /// The vCPU leaves `KVM_RUN`.
+    Leave(usize),
     /// Save and restore; the pending events are lost, or the pages.
     Restore {
         /// #VE and interrupt.
@@ -49,7 +56,12 @@ impl Choice {
     pub fn is_optional(self) -> bool {
         !matches!(
             self,
-            Self::Vcpu(_) | Self::Interrupt(_) | Self::Ipi(_) | Self::Run(..) | Self::Worker(_)
+            Self::Vcpu(_)
+                | Self::Interrupt(_)
+                | Self::Ipi(_)
+                | Self::Run(..)
+                | Self::Worker(_)
+                | Self::Look(_)
         )
     }
 }
@@ -66,6 +78,7 @@ pub fn choices(world: &World, state: &State, out: &mut Vec<Choice>) {
             out.push(Choice::Nmi(vcpu));
         }
         vcpu_choices(world, state, vcpu, out);
+        poll_choices(state, vcpu, out);
     }
     for worker in 0..state.workers.len() {
         out.push(Choice::Worker(worker));
@@ -98,7 +111,9 @@ pub fn choices(world: &World, state: &State, out: &mut Vec<Choice>) {
         out.extend(running.map(Choice::Move));
     }
     let outside = |mode| mode != Mode::Host;
-    if budget.restores > 0 && state.vcpus.iter().all(|vcpu| outside(vcpu.mode)) {
+    // What is polled runs: to be saved it leaves KVM_RUN first.
+    let still = |vcpu: &VcpuModel| outside(vcpu.mode) && !vcpu.polling;
+    if budget.restores > 0 && state.vcpus.iter().all(still) {
         for events in [false, true] {
             for pages in [false, true] {
                 if events <= world.scenario.loses_events && pages <= world.scenario.loses_pages {
@@ -109,9 +124,29 @@ pub fn choices(world: &World, state: &State, out: &mut Vec<Choice>) {
     }
 }
 
+fn poll_choices(state: &State, index: usize, out: &mut Vec<Choice>) {
+    let vcpu = &state.vcpus[index];
+    if vcpu.looking.is_some() {
+        out.push(Choice::Look(index));
+    } else if vcpu.watched && vcpu.poll_lock != PollLock::Held {
+        // A look that finds nothing new changes nothing.
+        let taken = vcpu.poll.get().map_or(0, |poll| poll.taken());
+        if vcpu.ring.submitted & !taken & VE_APF_SLOT_MASK != 0 {
+            out.push(Choice::Look(index));
+        }
+        if state.budget.quits > 0 {
+            out.push(Choice::Quit(index));
+        }
+    }
+    if state.budget.leaves > 0 && vcpu.mode == Mode::Guest && vcpu.polling {
+        out.push(Choice::Leave(index));
+    }
+}
+
 fn vcpu_choices(world: &World, state: &State, index: usize, out: &mut Vec<Choice>) {
     let vcpu = &state.vcpus[index];
     match vcpu.mode {
+        Mode::Host if vcpu.poll_lock == PollLock::Wanted && vcpu.looking.is_some() => {}
         Mode::Host | Mode::Resolving(_) => out.push(Choice::Vcpu(index)),
         Mode::Halted if vcpu.request || vcpu.nmi => out.push(Choice::Vcpu(index)),
         Mode::Halted if vcpu.irr && interrupts_on(state, index) => out.push(Choice::Vcpu(index)),

@@ -11,7 +11,7 @@ use ve_apf_abi::hypercall::{
     VE_APF_EINVAL, VE_APF_FAIL, VE_APF_QUEUED, VE_APF_RESOLVED, VE_APF_UNKNOWN,
 };
 use ve_apf_abi::ring::VE_APF_QUAL_WRITE;
-use ve_apf_host::complete::{complete, interrupts_possible};
+use ve_apf_host::complete::{Completed, complete, interrupts_possible};
 use ve_apf_host::platform::GuestError;
 use ve_apf_host::submit::{Submitted, status, submit};
 use ve_apf_host::sweep::{Sweep, sweep};
@@ -32,7 +32,7 @@ pub fn run(thread: Thread<'_>, vcpu: usize) {
     }
 }
 
-/// Its thread.
+/// Host code of one vCPU.
 pub(crate) struct Host<'a> {
     pub(crate) cpu: HostCpu<'a>,
 }
@@ -70,10 +70,13 @@ impl<'a> Host<'a> {
             Exit::Suspend(gpa, qualification) => self.suspend(gpa, qualification)?,
             Exit::Status(slot, generation) => {
                 self.complete()?;
+                self.stop_polling()?;
                 let answer = self.owning(|state| Ok(status(&self.cpu, state, slot, generation)))?;
                 self.answer(answer)?;
             }
+            Exit::Leave => self.stop_polling()?,
             Exit::Disable => {
+                self.unwatch();
                 self.sweep(Sweep::Disable)?;
                 self.cpu.look(|vcpu| vcpu.enabled = false);
                 self.cpu.thread.world.with(|state| hardware_off(state, self.cpu.vcpu));
@@ -113,6 +116,7 @@ impl<'a> Host<'a> {
         match answer {
             Submitted::Resolved | Submitted::Fail if waited => self.reach(Reach::AtOnce),
             Submitted::Wait(_) => self.reach(Reach::Unqueued),
+            Submitted::Queued => self.start_polling()?,
             _ => {}
         }
         self.answer(answer)
@@ -176,9 +180,16 @@ impl<'a> Host<'a> {
 
     fn complete(&self) -> Result<(), ()> {
         self.cpu.look(|vcpu| vcpu.request = false);
+        if self.cpu.look(|vcpu| vcpu.polling && !vcpu.watched) {
+            self.stop_polling()?;
+        }
         let done = self.owning(|state| complete(&self.cpu, state, &self.vm()))?;
         self.cpu.thread.note(|| format!("completed: {done:?}"));
-        Ok(())
+        match done {
+            Completed { stuck: true, .. } => self.stop_polling(),
+            Completed { submitted: 1.., .. } => self.start_polling(),
+            _ => Ok(()),
+        }
     }
 
     fn sweep(&self, why: Sweep) -> Result<(), ()> {

@@ -178,6 +178,7 @@ impl<'a> Platform for Cpu<'a> {
             Event::Suspended(_, SuspendReason::Nmi) => world.reach(Reach::Nmi),
             Event::Delivered(..) => world.reach(Reach::Delivered),
             Event::NoSlot(_) => world.reach(Reach::NoSlot),
+            Event::Unrung(_) => world.reach(Reach::Unrung),
             _ => {}
         }
         match event {
@@ -207,6 +208,11 @@ impl<'a> Platform for Cpu<'a> {
             Event::Rescued(slot) => {
                 self.thread.world.violate(format!("slot {} was rescued", slot.get()));
             }
+            // The host is bound to find it: if it did not, its task would be stuck.
+            Event::Unrung(slot) => world.with(|state| {
+                let info = &mut state.vcpus[self.index].info;
+                info.told |= info.slot.is_some_and(|(of, _)| of == slot);
+            }),
             Event::SpuriousVe => self.thread.world.violate("a #VE without a fault"),
             _ => {}
         }

@@ -7,6 +7,7 @@ use crate::vcpu::VcpuModel;
 use crate::world::{Frame, State, VmWorks, Worker, World};
 use ve_apf_abi::ring::{VE_APF_CAUSE_DEADLINE, VE_APF_CAUSE_GONE};
 use ve_apf_host::platform::{KickMode, Mapping, Page, Resolution, Vcpu, Vm};
+use ve_apf_host::poll::Poll;
 use ve_apf_host::sweep::detach_all;
 use ve_apf_host::works::{WorkId, Works};
 
@@ -26,6 +27,12 @@ impl Vm<4, 6, 2> for HostVm<'_> {
         if let Some(thread) = self.thread {
             thread.step();
             thread.learn(self.world.with(|state| state.works.hash));
+            if self.world.scenario.polls() {
+                let polls = |state: &mut State| -> Vec<u64> {
+                    state.vcpus.iter().map(|vcpu| vcpu.poll.hash).collect()
+                };
+                thread.learn(self.world.with(polls));
+            }
         }
         let mut works = self.world.with(|state| state.works.take());
         let result = f(&mut works);
@@ -40,6 +47,8 @@ impl Vm<4, 6, 2> for HostVm<'_> {
                 state.workers.push(Worker { id, page, late: false, outcome: None });
                 state.workers.sort_by_key(|worker| (worker.id.index, worker.id.serial));
             }
+            // What the poller has to leave is told to try again.
+            state.disturbed |= !room && self.world.scenario.polls();
             room
         });
         self.world.note(|| format!("work {} for {page:?}: {room}", id.index));
@@ -89,6 +98,10 @@ impl<'a> Vcpu for HostCpu<'a> {
 
     fn with_ring<R>(&self, f: impl FnOnce(&Self::Ring) -> R) -> Option<R> {
         self.look(|vcpu| vcpu.enabled).then(|| f(&self.ring))
+    }
+
+    fn poll<R>(&self, f: impl FnOnce(&mut Poll) -> R) -> R {
+        polled(self.thread.world, self.vcpu, f)
     }
 
     fn interrupt_allowed(&self) -> bool {
@@ -148,6 +161,14 @@ impl<'a> Vcpu for HostCpu<'a> {
         // A LAPIC that is off takes nothing.
         self.look(|vcpu| vcpu.irr |= vcpu.lapic);
     }
+}
+
+/// Runs `f` on what the vCPU's thread and its poller share, with the VM's lock held: no step.
+pub fn polled<R>(world: &'static World, vcpu: usize, f: impl FnOnce(&mut Poll) -> R) -> R {
+    let mut poll = world.with(|state| state.vcpus[vcpu].poll.take());
+    let result = f(&mut poll);
+    world.with(|state| state.vcpus[vcpu].poll = Owned::new(poll));
+    result
 }
 
 /// Are the guest's interrupts on where the vCPU is?

@@ -12,7 +12,8 @@
 //! announced guest mode; interrupts are taken between any two guest steps with IF set; a woken task
 //! may run on another vCPU; a VMM pauses vCPUs between any two guest steps. The CPU raises #VE by itself
 //! where a missing page is declared and the busy word is 0, in any context; else it exits. An NMI
-//! comes between any two guest steps, and ends the halt of a suspended vCPU.
+//! comes between any two guest steps, and ends the halt of a suspended vCPU. A poller looks at a ring
+//! between any two steps of all others, and its time ends at any.
 
 pub mod choices;
 pub mod cpu;
@@ -26,6 +27,7 @@ pub mod host;
 pub mod info;
 pub mod machine;
 pub mod nmi;
+pub mod poll;
 pub mod reduce;
 pub mod ring;
 pub mod scenario;

@@ -5,6 +5,7 @@ use crate::exits::run;
 use crate::fiber::{Fiber, Stacks, Thread};
 use crate::host::{expire, finish, moved, write_en};
 use crate::nmi::run_nmi;
+use crate::poll::run_poller;
 use crate::task::{run_interrupt, run_task};
 use crate::vcpu::{Exit, Mode};
 use crate::world::{Frame, Status, World, name};
@@ -101,6 +102,19 @@ impl Machine {
                 self.step(vcpu);
             }
             Choice::Worker(worker) => self.work(worker),
+            Choice::Look(vcpu) | Choice::Quit(vcpu) => {
+                let last = matches!(choice, Choice::Quit(_));
+                world.act(|| format!("poller of vCPU {vcpu}"));
+                world.with(|state| {
+                    state.budget.quits -= u8::from(last);
+                    state.vcpus[vcpu].looking.get_or_insert(last);
+                });
+                self.resume(scenario.poll_fiber(vcpu), move |thread| run_poller(thread, vcpu));
+            }
+            Choice::Leave(vcpu) => world.with(|state| {
+                state.budget.leaves -= 1;
+                state.vcpus[vcpu].exit(Exit::Leave);
+            }),
             _ => self.disturb(choice),
         }
     }

@@ -13,6 +13,10 @@ use crate::world::{State, Status, TaskModel, World};
 /// Does the next step of the vCPU make all else wait?
 pub fn goes_first(world: &World, state: &State, index: usize) -> bool {
     let vcpu = &state.vcpus[index];
+    // The poller reads what the vCPU writes, and takes its locks.
+    if vcpu.watched || vcpu.polling || vcpu.looking.is_some() {
+        return false;
+    }
     let commutes = match vcpu.mode {
         Mode::Host => host(vcpu, world.next.borrow()[world.scenario.host_fiber(index)]),
         Mode::Guest => guest(world, state, index),

@@ -21,6 +21,8 @@ pub enum Side {
     Guest,
     /// The host's thread of the ring's vCPU.
     Host,
+    /// The host's poller.
+    Poller,
 }
 
 /// One side's access to one ring.
@@ -50,12 +52,14 @@ impl<'a> ModelRing<'a> {
 
     /// A task that moved accesses a ring that is not its vCPU's.
     fn step(&self) {
-        let at_home = self.side == Side::Host || {
-            let tasks = self.thread.world.scenario.tasks.len();
-            let status =
-                |task: usize| self.thread.world.with(|state: &mut State| state.tasks[task].status);
-            self.thread.id >= tasks || status(self.thread.id) == Status::Running(self.ring)
-        };
+        let at_home = self.side == Side::Host
+            || self.side == Side::Guest && {
+                let tasks = self.thread.world.scenario.tasks.len();
+                let status = |task: usize| {
+                    self.thread.world.with(|state: &mut State| state.tasks[task].status)
+                };
+                self.thread.id >= tasks || status(self.thread.id) == Status::Running(self.ring)
+            };
         self.thread.step_to(if at_home { Next::OwnRing } else { Next::Shared });
     }
 
@@ -64,7 +68,15 @@ impl<'a> ModelRing<'a> {
     }
 
     fn before(&self, map: Bitmap) {
-        if self.side == Side::Guest || map == Bitmap::Active {
+        let polled = map == Bitmap::Submitted && self.thread.world.scenario.polls();
+        if self.side != Side::Host || map == Bitmap::Active || polled {
+            self.step();
+        }
+    }
+
+    /// Of the host's flags, which nobody but a poller changes while a guest looks.
+    fn before_flags(&self) {
+        if self.thread.world.scenario.polls() {
             self.step();
         }
     }
@@ -224,10 +236,13 @@ impl RingAccess for ModelRing<'_> {
     }
 
     fn host_flags(&self) -> u32 {
+        self.before_flags();
         self.thread.learn(self.with(|ring| ring.host_flags))
     }
 
     fn set_host_flags(&self, value: u32) {
+        self.before_flags();
+        self.thread.note(|| format!("ring{} host_flags = {value}", self.ring));
         self.with(|ring| ring.host_flags = value);
     }
 

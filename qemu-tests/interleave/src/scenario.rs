@@ -2,12 +2,13 @@
 
 use crate::hash;
 use crate::hash::Owned;
-use crate::vcpu::{Exit, Found, InfoModel, Mode, RingModel, SLOTS, SlotModel, VcpuModel};
+use crate::vcpu::{Exit, Found, InfoModel, Mode, PollLock, RingModel, SLOTS, SlotModel, VcpuModel};
 use crate::world::{Frame, State, Status, TaskModel, VmWorks};
 use ve_apf_abi::access::FaultInfo;
 use ve_apf_abi::word::SlotWord;
 use ve_apf_guest::platform::SuspendReason;
 use ve_apf_guest::waiters::Waiters;
+use ve_apf_host::poll::{Poll, Seen};
 use ve_apf_host::vcpu::VcpuState;
 
 /// Where a touch happens.
@@ -89,6 +90,12 @@ pub struct Budget {
     /// The first so many #VE that the CPU delivers to tasks find the kernel's stack missing: they
     /// exit, and are injected again.
     pub detours: u8,
+    /// The host starts to poll a ring.
+    pub polls: u8,
+    /// The poller's time is over.
+    pub quits: u8,
+    /// A vCPU leaves the host's loop, and comes back.
+    pub leaves: u8,
 }
 
 /// Something that a scenario is for: at least one interleaving must come by.
@@ -148,6 +155,16 @@ pub enum Reach {
     Nmi,
     /// A declared page made the vCPU exit, since the busy word was set.
     Busy,
+    /// A slot was handed in without the doorbell.
+    Unrung,
+    /// The poller took a slot.
+    Polled,
+    /// It did so in its last look.
+    LastLook,
+    /// The vCPU's thread took up what was handed in, as it stopped the polling.
+    Collected,
+    /// The poller had to leave something to the vCPU's thread.
+    Left,
 }
 
 /// A rule that is broken on purpose, in what the harness supplies.
@@ -247,6 +264,12 @@ impl Scenario {
             in_nmi: false,
             below: Found::default(),
             idle_in_ve: false,
+            poll: Owned::new(Poll::new()),
+            seen: Owned::new(Seen::default()),
+            watched: false,
+            polling: false,
+            looking: None,
+            poll_lock: PollLock::Free,
         };
         let task = TaskModel {
             status: Status::Runnable,
@@ -286,24 +309,34 @@ impl Scenario {
         })
     }
 
-    /// How many fibers: the tasks, then per vCPU the handlers of interrupt and NMI, and the host's
-    /// thread.
+    /// How many fibers: the tasks, then per vCPU the handlers of interrupt and NMI, the host's
+    /// thread and the poller.
     pub fn fibers(&self) -> usize {
-        self.tasks.len() + 3 * self.vcpus
+        self.tasks.len() + 4 * self.vcpus
     }
 
     /// The fiber of a vCPU's interrupt handler.
     pub fn irq_fiber(&self, vcpu: usize) -> usize {
-        self.tasks.len() + 3 * vcpu
+        self.tasks.len() + 4 * vcpu
     }
 
     /// The fiber of a vCPU's thread in the host.
     pub fn host_fiber(&self, vcpu: usize) -> usize {
-        self.tasks.len() + 3 * vcpu + 1
+        self.tasks.len() + 4 * vcpu + 1
     }
 
     /// The fiber of a vCPU's NMI handler.
     pub fn nmi_fiber(&self, vcpu: usize) -> usize {
-        self.tasks.len() + 3 * vcpu + 2
+        self.tasks.len() + 4 * vcpu + 2
+    }
+
+    /// The fiber of the poller's look at a vCPU's ring.
+    pub fn poll_fiber(&self, vcpu: usize) -> usize {
+        self.tasks.len() + 4 * vcpu + 3
+    }
+
+    /// Is any ring ever polled?
+    pub fn polls(&self) -> bool {
+        self.budget.polls > 0
     }
 }

@@ -2,6 +2,7 @@
 //! hardware mode in [`hardware`], vCPUs that cannot be told in [`stopped`].
 
 mod hardware;
+mod polling;
 mod stopped;
 
 use crate::scenario::{Action, Budget, From, Reach, Scenario, Task};
@@ -22,6 +23,9 @@ const NONE: Budget = Budget {
     repairs: 0,
     nmis: 0,
     detours: 0,
+    polls: 0,
+    quits: 0,
+    leaves: 0,
 };
 
 /// Two vCPUs, two pages that are missing, nothing goes wrong.
@@ -84,6 +88,7 @@ pub fn all() -> Vec<Scenario> {
         lapic(),
         stopped::all(),
         hardware::all(),
+        polling::all(),
     ];
     groups.concat()
 }

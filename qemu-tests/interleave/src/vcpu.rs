@@ -5,6 +5,7 @@ use ve_apf_abi::access::FaultInfo;
 use ve_apf_abi::ring::SlotIndex;
 use ve_apf_abi::word::SlotWord;
 use ve_apf_guest::waiters::Waiters;
+use ve_apf_host::poll::{Poll, Seen};
 use ve_apf_host::vcpu::VcpuState;
 
 /// Slots of a ring that a scenario may leave free; all others are in use from the start.
@@ -106,6 +107,8 @@ pub enum Exit {
     Enable,
     /// The LAPIC is software-disabled, or enabled.
     Lapic(bool),
+    /// `KVM_RUN` ends, and begins again.
+    Leave,
 }
 
 /// Where a vCPU is.
@@ -119,6 +122,17 @@ pub enum Mode {
     Halted,
     /// Resolves a page on its own thread, at leisure.
     Resolving(usize),
+}
+
+/// The lock that the poller looks under, as the vCPU's thread sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PollLock {
+    /// Not its own.
+    Free,
+    /// It waits for it.
+    Wanted,
+    /// Its own.
+    Held,
 }
 
 /// One vCPU with its LAPIC, and the host's state of it.
@@ -174,6 +188,18 @@ pub struct VcpuModel {
     pub below: Found,
     /// In-#VE flag of the idle task.
     pub idle_in_ve: bool,
+    /// What its thread and the poller share; guarded as the VM's table.
+    pub poll: Owned<Poll>,
+    /// What the poller remembers.
+    pub seen: Owned<Seen>,
+    /// The poller looks at its ring.
+    pub watched: bool,
+    /// Polling was started, and not stopped by its thread.
+    pub polling: bool,
+    /// The poller is in the middle of a look; of its last one, if so.
+    pub looking: Option<bool>,
+    /// The lock around a look.
+    pub poll_lock: PollLock,
 }
 
 impl VcpuModel {

@@ -145,6 +145,22 @@ scenarios! {
     hw_restore_kill: "hw-restore-kill",
     hw_restore_fail: "hw-restore-fail",
     hw_restore_nmi: "hw-restore-nmi",
+    poll: "poll",
+    poll_quit: "poll-quit",
+    poll_quit_again: "poll-quit-again",
+    poll_leave: "poll-leave",
+    poll_no_thread: "poll-no-thread",
+    poll_moved: "poll-moved",
+    poll_one_slot: "poll-one-slot",
+    poll_reclaim: "poll-reclaim",
+    poll_kill: "poll-kill",
+    poll_fail: "poll-fail",
+    poll_suspend: "poll-suspend",
+    poll_mixed: "poll-mixed",
+    poll_rescue_finds_nothing: "poll-rescue-finds-nothing",
+    poll_disable: "poll-disable",
+    poll_disable_enable: "poll-disable-enable",
+    poll_restore: "poll-restore",
 }
 
 /// Rule 14: the kick that comes between the last look at the mailbox and the announcement.

@@ -80,7 +80,8 @@ pub fn run(args: Args) -> Result<Outcome> {
         state.check(&args, file.memory_len())?;
     }
     if args.pin {
-        sys::pin_to(sys::REST_CPU).context("pinning")?;
+        let above = 1 + usize::from(args.vcpus)..sys::cpu_count();
+        sys::pin_to_any(std::iter::once(sys::REST_CPU).chain(above)).context("pinning")?;
     }
     let kvm = Kvm::new().context("cannot open /dev/kvm")?;
     let vm = Arc::new(create_vm(&kvm, &args)?);

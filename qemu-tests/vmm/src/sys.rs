@@ -20,7 +20,7 @@ pub fn gettid() -> i32 {
     unsafe { libc::syscall(libc::SYS_gettid) as i32 }
 }
 
-/// With `--pin`, where all threads run but the vCPUs'.
+/// With `--pin`, where all threads run but the vCPUs'; KVM's may also run on CPUs above those.
 ///
 /// Not these: QEMU's TCG loses changes of the first CPU's state that says whether it walks nested page tables, when another CPU
 /// restores its FPU at the same time (docs/notes/0004).
@@ -34,10 +34,17 @@ pub fn cpu_count() -> usize {
 
 /// Pins the calling thread to one CPU.
 pub fn pin_to(cpu: usize) -> io::Result<()> {
+    pin_to_any([cpu])
+}
+
+/// Keeps the calling thread, and those it starts, to these CPUs.
+pub fn pin_to_any(cpus: impl IntoIterator<Item = usize>) -> io::Result<()> {
     // SAFETY: cpu_set_t is plain bits; all zero is the empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: CPU_SET ignores numbers beyond the set.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
+    for cpu in cpus {
+        // SAFETY: CPU_SET ignores numbers beyond the set.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+    }
     // SAFETY: `set` lives through the call and its size is passed.
     let rc = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

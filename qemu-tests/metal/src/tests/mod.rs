@@ -9,6 +9,7 @@ mod hold;
 mod init;
 mod nmi;
 mod park;
+mod poll;
 mod stopped;
 mod story1;
 mod story2;
@@ -22,6 +23,8 @@ pub(crate) static ALL: &[Test] = &[
     park::SAME_PAGE,
     park::RANDOM,
     park::EVERY_CPU,
+    poll::ONE,
+    poll::BURST,
     fail::WHILE_WAITING,
     fail::AT_ONCE,
     fail::AGAIN,

@@ -141,7 +141,7 @@ pub(super) fn schema() -> String {
          `cargo xtask bench` writes target/bench/bench.json and target/bench/report.html; `--quick` leaves out what takes long, `--runs 2` checks that what\n\
          is exact repeats within 1 %, `--docs` writes docs/performance.md and this page. A file has `schema` (1), `quick`, `runs`,\n\
          `kernel`, `differences` (exact fields that did not repeat) and `records`. No two records have the same `lane` (svm, vmx), `mode`\n\
-         (blocking, kvm-apf, injected, hardware), `workload`, `vcpus`, `tasks` and `latency_us`. Injected mode is what the case\n\
+         (blocking, kvm-apf, injected, hardware, hardware-polling), `workload`, `vcpus`, `tasks` and `latency_us`. Injected mode is what the case\n\
          tables call ve-apf. Of the fields below each record has all. One that has no value is null, and `absent` says why; of the others\n\
          `how` says how they were taken, and `exact` lists those that repeat.\n\n\
          | field | meaning | how | exact |\n|---|---|---|---|\n",

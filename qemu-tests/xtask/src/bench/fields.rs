@@ -312,7 +312,7 @@ const FIELDS: &[Field] = &[
 ];
 
 fn ours(source: &Source<'_>, name: &str) -> Option<Value> {
-    let ours = matches!(source.mode, Mode::VeApf | Mode::Hardware);
+    let ours = matches!(source.mode, Mode::VeApf | Mode::Hardware | Mode::HardwarePolling);
     ours.then(|| source.at("ve_apf", name).map(Value::from)).flatten()
 }
 

@@ -64,7 +64,7 @@ impl Bench {
 pub(super) struct Key {
     /// svm or vmx.
     pub(super) lane: String,
-    /// blocking, kvm-apf, injected, hardware.
+    /// blocking, kvm-apf, injected, hardware, hardware-polling.
     pub(super) mode: String,
     /// What L2 did.
     pub(super) workload: String,

@@ -15,6 +15,8 @@ pub(crate) enum Mode {
     VeApf,
     /// Ours, raised by the CPU.
     Hardware,
+    /// The same, under a host that polls: its boot says so.
+    HardwarePolling,
 }
 
 impl Mode {
@@ -25,12 +27,13 @@ impl Mode {
             Self::KvmApf => "kvm-apf",
             Self::VeApf => "ve-apf",
             Self::Hardware => "hardware",
+            Self::HardwarePolling => "hardware-polling",
         }
     }
 
     /// Can a guest on this machine meet missing pages like that?
     pub(super) fn is_on(self, lane: Lane) -> bool {
-        self != Self::Hardware || lane == Lane::Vmx
+        !matches!(self, Self::Hardware | Self::HardwarePolling) || lane == Lane::Vmx
     }
 
     /// Kernel parameters of L2 that make it so.
@@ -39,7 +42,7 @@ impl Mode {
             Self::Blocking => "no-ve-apf no-kvmapf",
             Self::KvmApf => "no-ve-apf",
             Self::VeApf => "ve-apf=injected",
-            Self::Hardware => "ve-apf=hardware",
+            Self::Hardware | Self::HardwarePolling => "ve-apf=hardware",
         }
     }
 }
