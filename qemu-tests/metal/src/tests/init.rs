@@ -85,7 +85,7 @@ fn init(check: &mut Check<'_>) {
     let pages = (1..cpus).map(|index| arena::frames(missing(index)));
     device::evict(pages, device::Content::Pattern(ROUND));
     smp::begin(cpus, park);
-    let end = sys::tsc() + 10 * check.boot.options.number("spin", SPIN);
+    let end = sys::tsc() + 60 * check.boot.options.number("spin", SPIN);
     while PARKED.load(SeqCst) < parked as u64 && sys::tsc() < end {
         core::hint::spin_loop();
     }

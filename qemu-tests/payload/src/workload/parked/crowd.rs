@@ -13,8 +13,8 @@ use crate::process::{self, Status};
 /// A page that is not there, beyond those that are outstanding.
 const ONE_MORE: usize = super::MOST;
 
-/// After this time the first page comes; all others have been asked for by then.
-const FIRST: Duration = Duration::from_secs(3);
+/// After this time the first page comes; all others have been asked for by then, on a busy machine too.
+const FIRST: Duration = Duration::from_secs(8);
 
 /// A slot becomes free: who has waited for one is told of the fault, though the page is not there.
 pub(super) fn crowded(p: &mut Party<'_>) -> Result<()> {
