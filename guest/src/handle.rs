@@ -154,10 +154,8 @@ fn failure(fault: &FaultInfo, cause: u16) -> Verdict {
 /// holds are set.
 #[inline]
 fn take_slot<R: RingAccess>(ring: &R, info: &impl VeInfoAccess) -> Option<SlotIndex> {
-    let mut tried = 0;
     loop {
-        let taken = ring.bits(Bitmap::Active) | tried;
-        let slot = SlotIndex::lowest(!taken & VE_APF_SLOT_MASK)?;
+        let slot = SlotIndex::lowest(!ring.bits(Bitmap::Active) & VE_APF_SLOT_MASK)?;
         // Against a host that takes slots while this vCPU runs: none does.
         if ring.set_bits(Bitmap::Active, slot.bit()) & slot.bit() != 0 {
             continue;
@@ -170,8 +168,8 @@ fn take_slot<R: RingAccess>(ring: &R, info: &impl VeInfoAccess) -> Option<SlotIn
                 return Some(slot);
             }
         }
-        // Nobody but the other side, broken, leaves such a word behind a free bit.
-        tried |= slot.bit();
+        // Nobody but the other side, broken, leaves such a word behind a free bit: the slot stays
+        // taken.
     }
 }
 

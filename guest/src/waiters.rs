@@ -42,6 +42,14 @@ impl Waiters {
         }
     }
 
+    /// Nobody waits any more.
+    pub fn clear(&self) {
+        for entry in &self.slots {
+            entry.store(NOBODY, Relaxed);
+        }
+        self.epoch.store(0, Relaxed);
+    }
+
     /// Who waits for `slot`.
     #[inline]
     #[must_use]

@@ -27,14 +27,16 @@ unsafe fn waiters_of(cpu: NonNull<VeApfCpu>) -> *mut Waiters {
     unsafe { (&raw mut (*cpu.as_ptr()).waiters).cast() }
 }
 
-/// Writes an empty private array.
+/// Empties the private array.
 ///
 /// # Safety
-/// `cpu` points to a `struct ve_apf_cpu` that nobody uses yet.
+/// `cpu` points to a `struct ve_apf_cpu` that lives for ever, its array initialised to anything,
+/// and that nobody uses yet.
 pub(crate) unsafe fn init(cpu: NonNull<VeApfCpu>) {
-    // SAFETY: `cpu` is as `waiters_of` wants it; size and alignment are asserted above, and nobody
-    // else looks at the array yet.
-    unsafe { waiters_of(cpu).write(Waiters::new()) };
+    // SAFETY: `cpu` is as `waiters_of` wants it; size and alignment are asserted above, and any
+    // value of an atomic is one. A whole array would be written by a call of memset(), through a
+    // table that the kernel does not have.
+    unsafe { &*waiters_of(cpu) }.clear();
 }
 
 /// What only an exception has.
@@ -43,6 +45,8 @@ pub(crate) struct Exception {
     pub(crate) regs: NonNull<PtRegs>,
     /// `current`
     pub(crate) task: NonNull<c_void>,
+    /// `current->in_ve_apf`, as the exception found it.
+    pub(crate) nested: bool,
 }
 
 /// The ring's CPU, during one call from C.
@@ -124,8 +128,13 @@ impl Platform for Linux {
     }
 
     fn enter_ve(&self) -> bool {
-        // SAFETY: changes a flag of the running task, which only this task changes.
-        unsafe { sys::ve_apf_os_enter() }
+        let nested = self.exception.is_some_and(|exception| exception.nested);
+        if !nested {
+            // SAFETY: sets a flag of the running task, which only this task changes; what comes
+            // between clears what it sets.
+            unsafe { sys::ve_apf_os_enter() }
+        }
+        nested
     }
 
     fn leave_ve(&self) {

@@ -41,18 +41,20 @@ unsafe extern "C" fn ve_apf_guest_init(cpu: NonNull<VeApfCpu>) {
 /// #VE.
 ///
 /// # Safety
-/// `cpu` is this CPU's, prepared; `regs` those of the exception, which came from user mode if
-/// `user`; `task` is `current`; interrupts are off.
+/// `cpu` is this CPU's, prepared; `regs` those of the exception; `task` is `current`, and `nested`
+/// its field `in_ve_apf`; interrupts are off.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ve_apf_guest_exception(
     cpu: NonNull<VeApfCpu>,
     regs: NonNull<PtRegs>,
     task: NonNull<c_void>,
-    user: bool,
+    nested: bool,
 ) {
+    // SAFETY: passed on from the caller.
+    let user = unsafe { (&raw const (*regs.as_ptr()).cs).read() } & 3 != 0;
     let mode = if user { handle::Mode::User } else { handle::Mode::Kernel };
     // SAFETY: passed on from the caller.
-    let linux = unsafe { Linux::new(cpu, Some(Exception { regs, task })) };
+    let linux = unsafe { Linux::new(cpu, Some(Exception { regs, task, nested })) };
     // From here on `cpu` may belong to another CPU than this one.
     if let handle::Verdict::Fail { cause, gpa, gla } = handle::handle_ve(&linux, mode) {
         let gla_valid = gla.is_some();

@@ -21,10 +21,11 @@ pub(crate) struct VeApfCpu {
     pub(crate) waiters: [u64; WAITERS_WORDS],
 }
 
-/// `struct pt_regs`, which is never looked into here.
+/// `struct pt_regs`
 #[repr(C)]
 pub(crate) struct PtRegs {
-    opaque: [u8; 0],
+    opaque: [u64; 17],
+    pub(crate) cs: u16,
 }
 
 /// `struct ve_apf_failure`
@@ -133,8 +134,8 @@ unsafe extern "C" {
     /// Releases it.
     pub(crate) fn ve_apf_os_unlock(cpu: NonNull<VeApfCpu>);
 
-    /// Sets `current->in_ve_apf`; returns what it was.
-    pub(crate) fn ve_apf_os_enter() -> bool;
+    /// Sets `current->in_ve_apf`.
+    pub(crate) fn ve_apf_os_enter();
     /// Clears it.
     pub(crate) fn ve_apf_os_leave();
     /// [`MAY_PARK`], or the number of a `SuspendReason`.
