@@ -43,6 +43,7 @@ impl Waiters {
     }
 
     /// Nobody waits any more.
+    #[inline]
     pub fn clear(&self) {
         for entry in &self.slots {
             entry.store(NOBODY, Relaxed);
@@ -51,8 +52,8 @@ impl Waiters {
     }
 
     /// Who waits for `slot`.
-    #[inline]
     #[must_use]
+    #[inline]
     pub fn get(&self, slot: SlotIndex) -> Waiter {
         let entry = self.slots.get(usize::from(slot.get()));
         match entry.map_or(NOBODY, |entry| entry.load(Relaxed)) {
@@ -75,12 +76,14 @@ impl Waiters {
     }
 
     /// Remembers the ring's epoch; returns whether it is a new one.
+    #[inline]
     pub fn note_epoch(&self, epoch: u32) -> bool {
         self.epoch.swap(epoch, Relaxed) != epoch
     }
 
     /// What [`note_epoch`](Self::note_epoch) remembered.
     #[must_use]
+    #[inline]
     pub fn epoch(&self) -> u32 {
         self.epoch.load(Relaxed)
     }
