@@ -6,8 +6,8 @@ use core::sync::atomic::{Ordering, fence};
 use ve_apf_abi::access::{Bitmap, FaultInfo, RingAccess, VeInfoAccess};
 use ve_apf_abi::hypercall::{VE_APF_FAIL, VE_APF_RESOLVED};
 use ve_apf_abi::ring::{
-    SlotIndex, VE_APF_CAUSE_GONE, VE_APF_CAUSE_NONE, VE_APF_HOST_POLLING, VE_APF_SLOT_GLA_VALID,
-    VE_APF_SLOT_MASK, injected_slot,
+    SlotIndex, VE_APF_CAUSE_GONE, VE_APF_HOST_POLLING, VE_APF_SLOT_GLA_VALID, VE_APF_SLOT_MASK,
+    injected_slot,
 };
 use ve_apf_abi::word::{SlotWord, State};
 
@@ -60,16 +60,15 @@ fn injected<P: Platform>(cpu: &P, mode: Mode) -> Verdict {
         cpu.report(Event::SpuriousVe);
         return Verdict::Spurious;
     };
-    let fault = ring.fault(slot);
     // Interrupts are off, so until the task sleeps no second fault can be injected here.
     ring.set_injected(0);
-    cpu.report(Event::Fault(slot, fault.gpa));
+    cpu.report(Event::Fault(slot));
 
-    let outcome = as_permitted(cpu, mode, &fault, |permission| match permission {
+    let outcome = as_permitted(cpu, mode, slot, |permission| match permission {
         Ok(sleep) => park(cpu, slot, sleep),
         Err(reason) => Some(suspend(cpu, slot, reason)),
     });
-    conclude(cpu, slot, &fault, outcome)
+    conclude(cpu, slot, outcome)
 }
 
 /// Hardware mode: the CPU wrote the VE info area, and the host knows nothing yet.
@@ -78,8 +77,8 @@ fn injected<P: Platform>(cpu: &P, mode: Mode) -> Verdict {
 /// area keeps this fault, whatever the code in between touches; and the word is never left set, or
 /// this CPU would have no #VE any more.
 fn delivered<P: Platform>(cpu: &P, info: &P::VeInfo, mode: Mode) -> Verdict {
-    let fault = info.fault();
-    let Some(slot) = take_slot(cpu.ring(), fault) else {
+    let Some(slot) = take_slot(cpu.ring(), info) else {
+        let fault = info.fault();
         cpu.report(Event::NoSlot(fault.gpa));
         let answer = cpu.suspend(fault.gpa, fault.qualification);
         info.clear_busy();
@@ -89,9 +88,9 @@ fn delivered<P: Platform>(cpu: &P, info: &P::VeInfo, mode: Mode) -> Verdict {
         }
         return Verdict::Retry;
     };
-    cpu.report(Event::Delivered(slot, fault.gpa));
+    cpu.report(Event::Delivered(slot));
 
-    let outcome = as_permitted(cpu, mode, &fault, |permission| match permission {
+    let outcome = as_permitted(cpu, mode, slot, |permission| match permission {
         Ok(sleep) => {
             submit(cpu, slot);
             // Not before the host has the slot, or is bound to take it.
@@ -104,14 +103,15 @@ fn delivered<P: Platform>(cpu: &P, info: &P::VeInfo, mode: Mode) -> Verdict {
             Some(word)
         }
     });
-    conclude(cpu, slot, &fault, outcome)
+    conclude(cpu, slot, outcome)
 }
 
 /// Calls `wait` with how the task may sleep, or why it may not.
+#[inline]
 fn as_permitted<P: Platform, R>(
     cpu: &P,
     mode: Mode,
-    fault: &FaultInfo,
+    slot: SlotIndex,
     wait: impl FnOnce(Result<Sleep, SuspendReason>) -> R,
 ) -> R {
     // The flag belongs to the handler that set it: a nested one must leave it alone.
@@ -119,7 +119,9 @@ fn as_permitted<P: Platform, R>(
     let result = wait(match (nested, mode) {
         (true, _) => Err(SuspendReason::Nested),
         (false, Mode::User) => Ok(Sleep::Killable),
-        (false, Mode::Kernel) => cpu.kernel_may_park(fault).map(|()| Sleep::Unkillable),
+        (false, Mode::Kernel) => {
+            cpu.kernel_may_park(&cpu.ring().fault(slot)).map(|()| Sleep::Unkillable)
+        }
     });
     if !nested {
         cpu.leave_ve();
@@ -128,23 +130,19 @@ fn as_permitted<P: Platform, R>(
 }
 
 /// Frees the slot; what the outcome means for the task.
-fn conclude<P: Platform>(
-    cpu: &P,
-    slot: SlotIndex,
-    fault: &FaultInfo,
-    outcome: Option<SlotWord>,
-) -> Verdict {
+fn conclude<P: Platform>(cpu: &P, slot: SlotIndex, outcome: Option<SlotWord>) -> Verdict {
     let Some(word) = outcome else {
         return Verdict::Killed;
     };
-    let failed = word.state() == State::FAIL;
-    let cause = if failed { cpu.ring().cause(slot) } else { VE_APF_CAUSE_NONE };
-    free(cpu, slot, word);
-    if failed {
-        cpu.report(Event::Failed(Some(slot), cause));
-        return failure(fault, cause);
+    if word.state() != State::FAIL {
+        free(cpu, slot, word);
+        return Verdict::Retry;
     }
-    Verdict::Retry
+    // Before the slot is somebody else's.
+    let (fault, cause) = (cpu.ring().fault(slot), cpu.ring().cause(slot));
+    free(cpu, slot, word);
+    cpu.report(Event::Failed(Some(slot), cause));
+    failure(&fault, cause)
 }
 
 fn failure(fault: &FaultInfo, cause: u16) -> Verdict {
@@ -152,29 +150,28 @@ fn failure(fault: &FaultInfo, cause: u16) -> Verdict {
     Verdict::Fail { cause, gpa: fault.gpa, gla: valid.then_some(fault.gla) }
 }
 
-/// Takes a free slot and publishes `fault` in it; `None` if there is no free one.
+/// Takes a free slot and publishes in it what `info` says; `None` if there is no free one.
 ///
 /// The host takes slots too, but only while this vCPU is stopped; bits of slots that it still
 /// holds are set.
-fn take_slot<R: RingAccess>(ring: &R, fault: FaultInfo) -> Option<SlotIndex> {
-    let mut tried = 0;
+#[inline]
+fn take_slot<R: RingAccess>(ring: &R, info: &impl VeInfoAccess) -> Option<SlotIndex> {
     loop {
-        let taken = ring.bits(Bitmap::Active) | tried;
-        let slot = SlotIndex::lowest(!taken & VE_APF_SLOT_MASK)?;
+        let slot = SlotIndex::lowest(!ring.bits(Bitmap::Active) & VE_APF_SLOT_MASK)?;
         // Against a host that takes slots while this vCPU runs: none does.
         if ring.set_bits(Bitmap::Active, slot.bit()) & slot.bit() != 0 {
             continue;
         }
         let free = ring.word(slot);
         if free.state() == State::NONE {
-            ring.set_fault(slot, fault);
+            ring.set_fault(slot, info.fault());
             let word = SlotWord::new(free.generation().next(), State::CAN_CONTINUE);
             if ring.swap_word(slot, free, word).is_ok() {
                 return Some(slot);
             }
         }
-        // Nobody but the other side, broken, leaves such a word behind a free bit.
-        tried |= slot.bit();
+        // Nobody but the other side, broken, leaves such a word behind a free bit: the slot stays
+        // taken.
     }
 }
 
@@ -203,6 +200,7 @@ fn submit<P: Platform>(cpu: &P, slot: SlotIndex) {
 
 /// Sleeps until the slot holds an outcome, which is returned; `None` if a fatal signal came first,
 /// and the slot belongs to the completion interrupt from then on.
+#[inline(always)]
 fn park<P: Platform>(cpu: &P, slot: SlotIndex, sleep: Sleep) -> Option<SlotWord> {
     let ring = cpu.ring();
     let word = ring.word(slot);
@@ -213,9 +211,8 @@ fn park<P: Platform>(cpu: &P, slot: SlotIndex, sleep: Sleep) -> Option<SlotWord>
         return Some(word);
     }
     let generation = word.generation();
-    let task = cpu.current();
-    cpu.waiters(|waiters| waiters.set(slot, Waiter::Task(task)));
-    cpu.report(Event::Parked(slot, generation));
+    cpu.announce(slot, cpu.current());
+    cpu.report(Event::Parked(slot, generation, sleep));
 
     let mut slept = false;
     let outcome = loop {
@@ -226,7 +223,8 @@ fn park<P: Platform>(cpu: &P, slot: SlotIndex, sleep: Sleep) -> Option<SlotWord>
         if !word.state().is_waiting() {
             break Some(word);
         }
-        if sleep == Sleep::Killable && cpu.fatal_signal() {
+        // A signal that came before is left to schedule(), which does not sleep then.
+        if slept && sleep == Sleep::Killable && cpu.fatal_signal() {
             // Under the lock the interrupt can not look between our look and our mark.
             let left = cpu.waiters(|waiters| {
                 let word = ring.word(slot);
@@ -257,6 +255,7 @@ fn park<P: Platform>(cpu: &P, slot: SlotIndex, sleep: Sleep) -> Option<SlotWord>
 }
 
 /// Stops the vCPU until the slot holds an outcome.
+#[inline(always)]
 fn suspend<P: Platform>(cpu: &P, slot: SlotIndex, reason: SuspendReason) -> SlotWord {
     let ring = cpu.ring();
     let word = ring.word(slot);

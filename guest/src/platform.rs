@@ -51,10 +51,10 @@ pub enum Sleep {
 /// What the state machine reports; for counters and tracepoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// A fault that the host injected was taken up, of this slot and guest-physical address.
-    Fault(SlotIndex, u64),
-    /// A fault that the CPU delivered was taken up, of this slot and guest-physical address.
-    Delivered(SlotIndex, u64),
+    /// A fault that the host injected was taken up; the slot describes it.
+    Fault(SlotIndex),
+    /// A fault that the CPU delivered was taken up; the slot describes it.
+    Delivered(SlotIndex),
     /// A fault that the CPU delivered, of this guest-physical address, found no free slot.
     NoSlot(u64),
     /// The host polls, and finds this slot without the doorbell.
@@ -63,8 +63,8 @@ pub enum Event {
     SpuriousVe,
     /// The page was there before the task slept.
     EarlyOutcome(SlotIndex),
-    /// The task sleeps.
-    Parked(SlotIndex, Generation),
+    /// The task sleeps, in that manner.
+    Parked(SlotIndex, Generation, Sleep),
     /// It runs again, and the host has spoken.
     Unparked(SlotIndex, Generation),
     /// A fatal signal ended the wait.
@@ -99,7 +99,10 @@ pub trait Platform {
 
     /// Runs `f` on the private array beside the ring, under a lock that excludes the completion
     /// interrupt on this CPU and every other CPU. `f` does not sleep.
-    fn waiters<R>(&self, f: impl FnOnce(&mut Waiters) -> R) -> R;
+    fn waiters<R>(&self, f: impl FnOnce(&Waiters) -> R) -> R;
+    /// Writes `task` into the entry of `slot`, without the lock. Whoever looks at that entry runs
+    /// on this CPU with interrupts off, as the caller does, or had it before `slot` was free.
+    fn announce(&self, slot: SlotIndex, task: TaskId);
 
     /// The running task. Keeps its identity until [`wake`](Self::wake) can no longer be called
     /// for it.
@@ -120,8 +123,8 @@ pub trait Platform {
     /// lost.
     fn prepare_to_sleep(&self, sleep: Sleep);
     /// Gives up the CPU unless the task was woken since
-    /// [`prepare_to_sleep`](Self::prepare_to_sleep). May return early. On entry and return
-    /// interrupts are off.
+    /// [`prepare_to_sleep`](Self::prepare_to_sleep), or sleeps [`Sleep::Killable`] and a fatal
+    /// signal is pending. May return early. On entry and return interrupts are off.
     fn schedule(&self);
     /// Marks the running task as running.
     fn finish_sleep(&self);

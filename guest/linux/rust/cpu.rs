@@ -1,15 +1,19 @@
 //! One CPU of Linux, as the state machine sees it.
 
-use crate::abi::access::FaultInfo;
+use crate::abi::access::{FaultInfo, RingAccess};
 use crate::abi::ring::SlotIndex;
 use crate::abi::word::Generation;
 use crate::ring_ptr::RingPtr;
+use crate::sys::{
+    self, EventNumber, MAY_PARK, PtRegs, VeApfCpu, WAITERS_WORDS, count, count_one, counter,
+};
 use crate::ve_info_ptr::VeInfoPtr;
-use crate::sys::{self, EventNumber, MAY_PARK, PtRegs, VeApfCpu, WAITERS_WORDS};
 use core::ffi::c_void;
+use core::num::NonZeroUsize;
 use core::ptr::{NonNull, with_exposed_provenance_mut};
+use core::sync::atomic::Ordering::Relaxed;
 use ve_apf_guest::platform::{Event, Platform, Sleep, SuspendReason};
-use ve_apf_guest::waiters::{TaskId, Waiters};
+use ve_apf_guest::waiters::{TaskId, Waiter, Waiters};
 
 const _: () = assert!(size_of::<Waiters>() <= WAITERS_WORDS * size_of::<u64>());
 const _: () = assert!(align_of::<Waiters>() <= align_of::<u64>());
@@ -23,14 +27,26 @@ unsafe fn waiters_of(cpu: NonNull<VeApfCpu>) -> *mut Waiters {
     unsafe { (&raw mut (*cpu.as_ptr()).waiters).cast() }
 }
 
-/// Writes an empty private array.
+/// Empties the private array.
 ///
 /// # Safety
-/// `cpu` points to a `struct ve_apf_cpu` that nobody uses yet.
+/// `cpu` points to a `struct ve_apf_cpu` that lives for ever, its array initialised to anything,
+/// and that nobody uses yet.
 pub(crate) unsafe fn init(cpu: NonNull<VeApfCpu>) {
-    // SAFETY: `cpu` is as `waiters_of` wants it; size and alignment are asserted above, and nobody
-    // else looks at the array yet.
-    unsafe { waiters_of(cpu).write(Waiters::new()) };
+    // SAFETY: `cpu` is as `waiters_of` wants it; size and alignment are asserted above, and any
+    // value of an atomic is one. A whole array would be written by a call of memset(), through a
+    // table that the kernel does not have.
+    unsafe { &*waiters_of(cpu) }.clear();
+}
+
+/// What only an exception has.
+#[derive(Clone, Copy)]
+pub(crate) struct Exception {
+    pub(crate) regs: NonNull<PtRegs>,
+    /// `current`
+    pub(crate) task: NonNull<c_void>,
+    /// `current->in_ve_apf`, as the exception found it.
+    pub(crate) nested: bool,
 }
 
 /// The ring's CPU, during one call from C.
@@ -38,29 +54,43 @@ pub(crate) struct Linux {
     cpu: NonNull<VeApfCpu>,
     ring: RingPtr,
     info: Option<VeInfoPtr>,
-    regs: Option<NonNull<PtRegs>>,
+    exception: Option<Exception>,
 }
 
 impl Linux {
     /// # Safety
     /// `cpu` went through [`init`] and lives for ever; the ring it names is a page of its own that
-    /// is accessed only atomically, and so is the VE info area, by the CPU apart. `regs`, if any, outlive the value. Interrupts are off, now and
-    /// in every call, and at first this is the ring's CPU.
-    pub(crate) unsafe fn new(cpu: NonNull<VeApfCpu>, regs: Option<NonNull<PtRegs>>) -> Self {
+    /// is accessed only atomically, and so is the VE info area, by the CPU apart. What `exception`
+    /// points to, if there is one, outlives the value. Interrupts are off, now and in every call,
+    /// and at first this is the ring's CPU.
+    #[inline(always)]
+    pub(crate) unsafe fn new(cpu: NonNull<VeApfCpu>, exception: Option<Exception>) -> Self {
         // SAFETY: the field was set before `init` and never changes; the page is as promised.
         let ring = unsafe { RingPtr::new((&raw const (*cpu.as_ptr()).ring).read()) };
         // SAFETY: as for the ring; only this CPU changes the field.
         let info = unsafe { (&raw const (*cpu.as_ptr()).info).read() };
         // SAFETY: the page is as promised.
         let info = info.map(|page| unsafe { VeInfoPtr::new(page) });
-        Self { cpu, ring, info, regs }
+        Self { cpu, ring, info, exception }
     }
 
-    fn tell(&self, event: EventNumber, slot: Option<SlotIndex>, value: u64) {
-        let slot = slot.map_or(u32::MAX, |slot| u32::from(slot.get()));
-        // SAFETY: `new` promises `cpu` and `regs`; C looks at them only during the call.
-        unsafe { sys::ve_apf_os_report(self.cpu, self.regs, event, slot, value) }
+    /// The task sleeps: the host may forget its slot.
+    #[inline(always)]
+    fn arm_rescue(&self) {
+        // SAFETY: `cpu` is as `new` promises; a task parks on the ring's own CPU, the only one
+        // that changes the field, with interrupts off.
+        if !unsafe { (&raw const (*self.cpu.as_ptr()).rescue_armed).read() } {
+            // SAFETY: as above.
+            unsafe { sys::ve_apf_arm_rescue(self.cpu) }
+        }
     }
+}
+
+/// Is any tracepoint enabled?
+#[inline(always)]
+fn traced() -> bool {
+    // SAFETY: a counter of C's that is accessed atomically only.
+    unsafe { &sys::ve_apf_traced }.load(Relaxed) != 0
 }
 
 impl Platform for Linux {
@@ -75,28 +105,36 @@ impl Platform for Linux {
         self.info.as_ref()
     }
 
-    fn waiters<R>(&self, f: impl FnOnce(&mut Waiters) -> R) -> R {
+    fn waiters<R>(&self, f: impl FnOnce(&Waiters) -> R) -> R {
         // SAFETY: `cpu` holds an initialised lock, and interrupts are off, so nothing on this CPU
         // can wait for it while we hold it.
         unsafe { sys::ve_apf_os_lock(self.cpu) };
-        // SAFETY: `init` wrote the array, and the lock makes this reference the only one: `f` can
-        // not lead back here, since it has no platform to call `waiters` on but ours, which
-        // no caller nests.
-        let result = f(unsafe { &mut *waiters_of(self.cpu) });
+        // SAFETY: `init` wrote the array, which consists of atomics.
+        let result = f(unsafe { &*waiters_of(self.cpu) });
         // SAFETY: taken above.
         unsafe { sys::ve_apf_os_unlock(self.cpu) };
         result
     }
 
+    fn announce(&self, slot: SlotIndex, task: TaskId) {
+        // SAFETY: `init` wrote the array, which consists of atomics.
+        unsafe { &*waiters_of(self.cpu) }.set(slot, Waiter::Task(task));
+    }
+
     fn current(&self) -> TaskId {
-        // SAFETY: no precondition beyond process context or an exception, where there is a task.
-        let task = unsafe { sys::ve_apf_os_current() };
-        TaskId(task.expose_provenance())
+        let task = self.exception.map(|exception| exception.task.expose_provenance());
+        // Asked for only inside an exception.
+        TaskId(task.unwrap_or(NonZeroUsize::MIN))
     }
 
     fn enter_ve(&self) -> bool {
-        // SAFETY: changes a flag of the running task, which only this task changes.
-        unsafe { sys::ve_apf_os_enter() }
+        let nested = self.exception.is_some_and(|exception| exception.nested);
+        if !nested {
+            // SAFETY: sets a flag of the running task, which only this task changes; what comes
+            // between clears what it sets.
+            unsafe { sys::ve_apf_os_enter() }
+        }
+        nested
     }
 
     fn leave_ve(&self) {
@@ -105,7 +143,7 @@ impl Platform for Linux {
     }
 
     fn kernel_may_park(&self, fault: &FaultInfo) -> Result<(), SuspendReason> {
-        let Some(regs) = self.regs else {
+        let Some(Exception { regs, .. }) = self.exception else {
             return Err(SuspendReason::Unknown);
         };
         // SAFETY: `new` promises that `regs` are those of the exception.
@@ -117,13 +155,18 @@ impl Platform for Linux {
 
     fn prepare_to_sleep(&self, sleep: Sleep) {
         // SAFETY: the state machine sleeps only where the task may.
-        unsafe { sys::ve_apf_os_prepare_to_sleep(sleep == Sleep::Killable) }
+        unsafe {
+            match sleep {
+                Sleep::Killable => sys::ve_apf_os_sleep_killable(),
+                Sleep::Unkillable => sys::ve_apf_os_sleep_idle(),
+            }
+        }
     }
 
     fn schedule(&self) {
         // SAFETY: called by the state machine in a task that may sleep, with its state set and
         // interrupts off; no lock is held.
-        unsafe { sys::ve_apf_os_schedule() }
+        unsafe { sys::schedule_ve_apf() }
     }
 
     fn finish_sleep(&self) {
@@ -165,33 +208,73 @@ impl Platform for Linux {
         unsafe { sys::ve_apf_os_restore(self.cpu) }
     }
 
+    #[inline(always)]
     fn report(&self, event: Event) {
+        // Each fault has these; the rest is rare.
         match event {
-            Event::Fault(slot, gpa) => self.tell(EventNumber::Fault, Some(slot), gpa),
-            Event::Delivered(slot, gpa) => self.tell(EventNumber::Delivered, Some(slot), gpa),
-            Event::NoSlot(gpa) => self.tell(EventNumber::NoSlot, None, gpa),
-            Event::Unrung(slot) => self.tell(EventNumber::Unrung, Some(slot), 0),
-            Event::SpuriousVe => self.tell(EventNumber::SpuriousVe, None, 0),
-            Event::EarlyOutcome(slot) => self.tell(EventNumber::Early, Some(slot), 0),
-            Event::Parked(slot, generation) => {
-                self.tell(EventNumber::Parked, Some(slot), u64::from(generation.get()));
+            Event::Fault(_) => count_one::<{ counter::INJECTED }>(),
+            Event::Delivered(_) => count_one::<{ counter::DELIVERED }>(),
+            Event::Parked(_, _, sleep) => {
+                match sleep {
+                    Sleep::Killable => count_one::<{ counter::PARKED_USER }>(),
+                    Sleep::Unkillable => count_one::<{ counter::PARKED_KERNEL }>(),
+                }
+                self.arm_rescue();
             }
-            Event::Unparked(slot, generation) => {
-                self.tell(EventNumber::Unparked, Some(slot), u64::from(generation.get()));
+            Event::Unparked(..) => count_one::<{ counter::UNPARKED }>(),
+            Event::Interrupt(woken) => {
+                count_one::<{ counter::INTERRUPTS }>();
+                count::<{ counter::WOKEN }>(u64::from(woken));
             }
-            Event::Abandoned(slot, generation) => {
-                self.tell(EventNumber::Abandoned, Some(slot), u64::from(generation.get()));
-            }
-            Event::Suspended(slot, reason) => {
-                self.tell(EventNumber::Suspended, Some(slot), reason as u64);
-            }
-            Event::Failed(slot, cause) => self.tell(EventNumber::Failed, slot, u64::from(cause)),
-            Event::SpuriousWake(slot) => self.tell(EventNumber::SpuriousWake, Some(slot), 0),
-            Event::Interrupt(woken) => self.tell(EventNumber::Interrupt, None, u64::from(woken)),
-            Event::Rescued(slot) => self.tell(EventNumber::Rescued, Some(slot), 0),
-            Event::NewEpoch(epoch) => self.tell(EventNumber::NewEpoch, None, u64::from(epoch)),
+            _ => return self.tell_of(event),
+        }
+        if traced() {
+            self.tell_of(event);
         }
     }
+}
+
+impl Linux {
+    /// Traces, and counts what is too rare for [`count_one`]. Inlined, so that of all this only
+    /// one call is left, and neither the event nor `self` has to lie in memory.
+    #[inline(always)]
+    fn tell_of(&self, event: Event) {
+        let gpa = |slot| self.ring.fault(slot).gpa;
+        let regs = self.exception.map(|exception| exception.regs);
+        match event {
+            Event::Fault(slot) => tell(regs, EventNumber::Fault, Some(slot), gpa(slot)),
+            Event::Delivered(slot) => tell(regs, EventNumber::Delivered, Some(slot), gpa(slot)),
+            Event::NoSlot(gpa) => tell(regs, EventNumber::NoSlot, None, gpa),
+            Event::Unrung(slot) => tell(regs, EventNumber::Unrung, Some(slot), 0),
+            Event::SpuriousVe => tell(regs, EventNumber::SpuriousVe, None, 0),
+            Event::EarlyOutcome(slot) => tell(regs, EventNumber::Early, Some(slot), 0),
+            Event::Parked(slot, generation, _) => {
+                tell(regs, EventNumber::Parked, Some(slot), u64::from(generation.get()));
+            }
+            Event::Unparked(slot, generation) => {
+                tell(regs, EventNumber::Unparked, Some(slot), u64::from(generation.get()));
+            }
+            Event::Abandoned(slot, generation) => {
+                tell(regs, EventNumber::Abandoned, Some(slot), u64::from(generation.get()));
+            }
+            Event::Suspended(slot, reason) => {
+                tell(regs, EventNumber::Suspended, Some(slot), reason as u64);
+            }
+            Event::Failed(slot, cause) => tell(regs, EventNumber::Failed, slot, u64::from(cause)),
+            Event::SpuriousWake(slot) => tell(regs, EventNumber::SpuriousWake, Some(slot), 0),
+            Event::Interrupt(woken) => tell(regs, EventNumber::Interrupt, None, u64::from(woken)),
+            Event::Rescued(slot) => tell(regs, EventNumber::Rescued, Some(slot), 0),
+            Event::NewEpoch(epoch) => tell(regs, EventNumber::NewEpoch, None, u64::from(epoch)),
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn tell(regs: Option<NonNull<PtRegs>>, event: EventNumber, slot: Option<SlotIndex>, value: u64) {
+    let slot = slot.map_or(u32::MAX, |slot| u32::from(slot.get()));
+    // SAFETY: `regs`, where there are any, are those of the exception being handled.
+    unsafe { sys::ve_apf_os_report(regs, event, slot, value) }
 }
 
 /// A reason from its number in C; what C can not name is unknown.

@@ -16,9 +16,9 @@ mod ring_ptr;
 mod sys;
 mod ve_info_ptr;
 
-use crate::cpu::{Linux, init};
-use crate::sys::{Failure, PtRegs, RescueFound, VeApfCpu, Verdict};
-use core::mem::MaybeUninit;
+use crate::cpu::{Exception, Linux, init};
+use crate::sys::{Failure, PtRegs, RescueFound, VeApfCpu};
+use core::ffi::c_void;
 use core::ptr::NonNull;
 use ve_apf_guest::{complete, handle};
 
@@ -38,29 +38,29 @@ unsafe extern "C" fn ve_apf_guest_init(cpu: NonNull<VeApfCpu>) {
     unsafe { init(cpu) }
 }
 
-/// #VE. Fills `failure` if the verdict is [`Verdict::Fail`].
+/// #VE.
 ///
 /// # Safety
-/// `cpu` is this CPU's, prepared; `regs` those of the exception; interrupts are off.
+/// `cpu` is this CPU's, prepared; `regs` those of the exception; `task` is `current`, and `nested`
+/// its field `in_ve_apf`; interrupts are off.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ve_apf_guest_exception(
     cpu: NonNull<VeApfCpu>,
     regs: NonNull<PtRegs>,
-    user: bool,
-    failure: &mut MaybeUninit<Failure>,
-) -> Verdict {
+    task: NonNull<c_void>,
+    nested: bool,
+) {
+    // SAFETY: passed on from the caller.
+    let user = unsafe { (&raw const (*regs.as_ptr()).cs).read() } & 3 != 0;
     let mode = if user { handle::Mode::User } else { handle::Mode::Kernel };
     // SAFETY: passed on from the caller.
-    let linux = unsafe { Linux::new(cpu, Some(regs)) };
-    match handle::handle_ve(&linux, mode) {
-        handle::Verdict::Retry => Verdict::Retry,
-        handle::Verdict::Killed => Verdict::Killed,
-        handle::Verdict::Spurious => Verdict::Spurious,
-        handle::Verdict::Fail { cause, gpa, gla } => {
-            let gla_valid = gla.is_some();
-            failure.write(Failure { gpa, gla: gla.unwrap_or(0), gla_valid, cause });
-            Verdict::Fail
-        }
+    let linux = unsafe { Linux::new(cpu, Some(Exception { regs, task, nested })) };
+    // From here on `cpu` may belong to another CPU than this one.
+    if let handle::Verdict::Fail { cause, gpa, gla } = handle::handle_ve(&linux, mode) {
+        let gla_valid = gla.is_some();
+        let failure = Failure { gpa, gla: gla.unwrap_or(0), gla_valid, cause };
+        // SAFETY: the exception is the caller's; the state machine is done with it.
+        unsafe { sys::ve_apf_fail(regs, &failure) }
     }
 }
 

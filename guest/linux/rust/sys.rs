@@ -1,10 +1,12 @@
 //! `arch/x86/kernel/ve_apf/internal.h`, the C side of it; numbers and layouts are those there.
 
+use core::arch::asm;
 use core::ffi::{c_long, c_void};
 use core::ptr::NonNull;
+use core::sync::atomic::AtomicU32;
 
 /// Words of [`VeApfCpu::waiters`]; `VE_APF_WAITERS_WORDS`.
-pub(crate) const WAITERS_WORDS: usize = 128;
+pub(crate) const WAITERS_WORDS: usize = 64;
 
 /// The beginning of `struct ve_apf_cpu`; the rest is C's.
 #[repr(C)]
@@ -13,23 +15,17 @@ pub(crate) struct VeApfCpu {
     pub(crate) ring: NonNull<u8>,
     /// The VE info area, in hardware mode.
     pub(crate) info: Option<NonNull<u8>>,
+    /// The rescue timer runs, or is about to. Changed by this CPU only, with interrupts off.
+    pub(crate) rescue_armed: bool,
     /// Room for the private array, guarded by the lock.
     pub(crate) waiters: [u64; WAITERS_WORDS],
 }
 
-/// `struct pt_regs`, which is never looked into here.
+/// `struct pt_regs`
 #[repr(C)]
 pub(crate) struct PtRegs {
-    opaque: [u8; 0],
-}
-
-/// `enum ve_apf_verdict`
-#[repr(u32)]
-pub(crate) enum Verdict {
-    Retry = 0,
-    Killed = 1,
-    Fail = 2,
-    Spurious = 3,
+    opaque: [u64; 17],
+    pub(crate) cs: u16,
 }
 
 /// `struct ve_apf_failure`
@@ -69,28 +65,89 @@ pub(crate) enum EventNumber {
     Unrung = 14,
 }
 
+/// `enum ve_apf_counter`, those that [`count`] is used for; the others are counted in C.
+pub(crate) mod counter {
+    pub(crate) const INJECTED: usize = 0;
+    pub(crate) const DELIVERED: usize = 1;
+    pub(crate) const PARKED_USER: usize = 2;
+    pub(crate) const PARKED_KERNEL: usize = 3;
+    pub(crate) const UNPARKED: usize = 4;
+    pub(crate) const INTERRUPTS: usize = 5;
+    pub(crate) const WOKEN: usize = 6;
+}
+
+/// The address of a per-CPU variable, as an instruction names it; `PER_CPU_VAR()`.
+#[cfg(CONFIG_SMP)]
+macro_rules! per_cpu {
+    () => {
+        "gs:[rip + {variable} + {offset}]"
+    };
+}
+#[cfg(not(CONFIG_SMP))]
+macro_rules! per_cpu {
+    () => {
+        "[rip + {variable} + {offset}]"
+    };
+}
+
+/// `this_cpu_add(ve_apf_counters[COUNTER], by)`: one instruction, so that neither an NMI nor a
+/// migration gets between.
+#[inline(always)]
+pub(crate) fn count<const COUNTER: usize>(by: u64) {
+    // SAFETY: a per-CPU array of C's, longer than any number in `counter`; it is changed by such
+    // instructions only.
+    unsafe {
+        asm!(
+            concat!("add qword ptr ", per_cpu!(), ", {by}"),
+            variable = sym ve_apf_counters,
+            offset = const COUNTER * size_of::<u64>(),
+            by = in(reg) by,
+            options(nostack),
+        );
+    }
+}
+
+/// As [`count`], of one.
+#[inline(always)]
+pub(crate) fn count_one<const COUNTER: usize>() {
+    // SAFETY: as in `count`.
+    unsafe {
+        asm!(
+            concat!("inc qword ptr ", per_cpu!()),
+            variable = sym ve_apf_counters,
+            offset = const COUNTER * size_of::<u64>(),
+            options(nostack),
+        );
+    }
+}
+
 /// What [`ve_apf_os_may_park`] answers instead of a reason: `VE_APF_MAY_PARK`.
 pub(crate) const MAY_PARK: u32 = u32::MAX;
 
 unsafe extern "C" {
+    /// `DEFINE_PER_CPU(u64[], ve_apf_counters)`: not an address to look at.
+    static ve_apf_counters: u64;
+    /// How many of the tracepoints are enabled.
+    pub(crate) static ve_apf_traced: AtomicU32;
+
     /// Takes the ring's raw lock; interrupts are off.
     pub(crate) fn ve_apf_os_lock(cpu: NonNull<VeApfCpu>);
     /// Releases it.
     pub(crate) fn ve_apf_os_unlock(cpu: NonNull<VeApfCpu>);
 
-    /// `current`
-    pub(crate) fn ve_apf_os_current() -> NonNull<c_void>;
-    /// Sets `current->in_ve_apf`; returns what it was.
-    pub(crate) fn ve_apf_os_enter() -> bool;
+    /// Sets `current->in_ve_apf`.
+    pub(crate) fn ve_apf_os_enter();
     /// Clears it.
     pub(crate) fn ve_apf_os_leave();
     /// [`MAY_PARK`], or the number of a `SuspendReason`.
     pub(crate) fn ve_apf_os_may_park(regs: NonNull<PtRegs>, gpa: u64, qualification: u64) -> u32;
 
-    /// `set_current_state()`
-    pub(crate) fn ve_apf_os_prepare_to_sleep(killable: bool);
-    /// `schedule_ve_apf()`
-    pub(crate) fn ve_apf_os_schedule();
+    /// `set_current_state(TASK_KILLABLE | TASK_FREEZABLE)`
+    pub(crate) fn ve_apf_os_sleep_killable();
+    /// `set_current_state(TASK_IDLE)`
+    pub(crate) fn ve_apf_os_sleep_idle();
+    /// Of `kernel/sched/core.c`.
+    pub(crate) fn schedule_ve_apf();
     /// `__set_current_state(TASK_RUNNING)`
     pub(crate) fn ve_apf_os_finish_sleep();
     /// `fatal_signal_pending(current)`
@@ -108,9 +165,13 @@ unsafe extern "C" {
     /// Sets up hardware mode again, on this CPU.
     pub(crate) fn ve_apf_os_restore(cpu: NonNull<VeApfCpu>);
 
-    /// Counts and traces; `regs` only inside an exception.
+    /// Arms the rescue timer.
+    pub(crate) fn ve_apf_arm_rescue(cpu: NonNull<VeApfCpu>);
+    /// The page can never come: SIGBUS, fixup or oops.
+    pub(crate) fn ve_apf_fail(regs: NonNull<PtRegs>, failure: &Failure);
+
+    /// Counts, unless [`count`] did, and traces; `regs` only inside an exception.
     pub(crate) fn ve_apf_os_report(
-        cpu: NonNull<VeApfCpu>,
         regs: Option<NonNull<PtRegs>>,
         event: EventNumber,
         slot: u32,

@@ -2,6 +2,7 @@
 
 use core::array::from_fn;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use ve_apf_abi::ring::SlotIndex;
 use ve_apf_guest::platform::{Event, SuspendReason};
 
 /// Names of the numbers; the same as Linux's in `/sys/kernel/debug/ve_apf`, where it has them.
@@ -67,17 +68,17 @@ impl Counters {
         }
     }
 
-    /// Counts an event. Callable anywhere, NMIs included.
-    pub fn note(&self, event: Event) {
+    /// Counts an event; `gpa` tells of which address the fault in a slot is. Callable anywhere, NMIs included.
+    pub fn note(&self, event: Event, gpa: impl FnOnce(SlotIndex) -> u64) {
         match event {
-            Event::Fault(_, gpa) => {
+            Event::Fault(slot) => {
                 self.add(0, 1);
-                self.log(gpa);
+                self.log(gpa(slot));
             }
-            Event::Delivered(_, gpa) => {
+            Event::Delivered(slot) => {
                 self.add(0, 1);
                 self.add(1, 1);
-                self.log(gpa);
+                self.log(gpa(slot));
             }
             Event::NoSlot(gpa) => {
                 self.add(2, 1);

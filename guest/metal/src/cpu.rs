@@ -40,7 +40,8 @@ pub struct Cpu {
     pub counters: Counters,
     /// Above 0, a task may not sleep.
     pub preempt_off: AtomicU32,
-    pub(crate) waiters: Mutex<Waiters>,
+    pub(crate) waiters: Waiters,
+    pub(crate) waiters_lock: Mutex<()>,
     /// The VE info area in use; 0 is none.
     pub(crate) info_at: AtomicU64,
     pub(crate) nmis: AtomicU32,
@@ -105,7 +106,8 @@ impl Cpu {
             sched: Scheduler::new(),
             counters: Counters::new(),
             preempt_off: AtomicU32::new(0),
-            waiters: Mutex::new(Waiters::new()),
+            waiters: Waiters::new(),
+            waiters_lock: Mutex::new(()),
             info_at: AtomicU64::new(0),
             nmis: AtomicU32::new(0),
             eoi: AtomicU32::new(0),

@@ -1,6 +1,6 @@
 //! One CPU, as the state machine sees it.
 
-use crate::abi::access::FaultInfo;
+use crate::abi::access::{FaultInfo, RingAccess};
 use crate::abi::hypercall::{VE_APF_OP_STATUS, VE_APF_OP_SUBMIT, VE_APF_OP_SUSPEND};
 use crate::abi::ring::{SlotIndex, VE_APF_QUAL_FETCH};
 use crate::abi::word::Generation;
@@ -13,7 +13,7 @@ use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use ve_apf_guest::platform::{Event, Platform, Sleep, SuspendReason};
-use ve_apf_guest::waiters::{TaskId, Waiters};
+use ve_apf_guest::waiters::{TaskId, Waiter, Waiters};
 use x86_64::registers::rflags::RFlags;
 
 static PARKABLE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
@@ -68,9 +68,14 @@ impl Platform for Metal<'_> {
         self.info.as_ref()
     }
 
-    fn waiters<R>(&self, f: impl FnOnce(&mut Waiters) -> R) -> R {
+    fn waiters<R>(&self, f: impl FnOnce(&Waiters) -> R) -> R {
         // Interrupts are off, and what runs in an NMI never parks: nobody waits here for himself.
-        f(&mut self.cpu.waiters.lock())
+        let _guard = self.cpu.waiters_lock.lock();
+        f(&self.cpu.waiters)
+    }
+
+    fn announce(&self, slot: SlotIndex, task: TaskId) {
+        self.cpu.waiters.set(slot, Waiter::Task(task));
     }
 
     fn current(&self) -> TaskId {
@@ -143,6 +148,6 @@ impl Platform for Metal<'_> {
     }
 
     fn report(&self, event: Event) {
-        self.cpu.counters.note(event);
+        self.cpu.counters.note(event, |slot| self.ring.fault(slot).gpa);
     }
 }

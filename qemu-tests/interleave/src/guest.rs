@@ -9,12 +9,12 @@ use crate::task::Access;
 use crate::vcpu::Exit;
 use crate::world::{Status, name};
 use std::num::NonZeroUsize;
-use ve_apf_abi::access::FaultInfo;
+use ve_apf_abi::access::{FaultInfo, RingAccess};
 use ve_apf_abi::hypercall::{VE_APF_FAIL, VE_APF_RESOLVED};
-use ve_apf_abi::ring::SlotIndex;
+use ve_apf_abi::ring::{SlotIndex, VE_APF_SLOT_MASK, each_slot};
 use ve_apf_abi::word::Generation;
 use ve_apf_guest::platform::{Event, Platform, Sleep, SuspendReason};
-use ve_apf_guest::waiters::{TaskId, Waiters};
+use ve_apf_guest::waiters::{TaskId, Waiter, Waiters};
 
 impl<'a> Platform for Cpu<'a> {
     type Ring = ModelRing<'a>;
@@ -28,7 +28,7 @@ impl<'a> Platform for Cpu<'a> {
         self.info.as_ref()
     }
 
-    fn waiters<R>(&self, f: impl FnOnce(&mut Waiters) -> R) -> R {
+    fn waiters<R>(&self, f: impl FnOnce(&Waiters) -> R) -> R {
         let world = self.thread.world;
         if let Context::Nmi = self.context {
             world.violate("an NMI takes a lock");
@@ -42,25 +42,50 @@ impl<'a> Platform for Cpu<'a> {
         wait(Some(self.index));
         self.own_step();
         wait(None);
-        let (mut waiters, hash) = world.with(|state| {
+        let before = world.with(|state| {
             let ring = &mut state.vcpus[self.index].ring;
             ring.locked = true;
-            (ring.waiters.take(), ring.waiters.hash)
+            ring.waiters.clone()
         });
+        let (hash, before) = (before.hash, before.get().cloned().unwrap_or_default());
         if size_of::<R>() != 0 {
             // What `f` tells, it tells from this.
             self.thread.learn(hash);
         }
         // Taking a lock commutes with all that others can do before the next access.
         world.merge.set(true);
-        let result = f(&mut waiters);
+        let waiters = before.clone();
+        let result = f(&waiters);
         world.merge.set(false);
         world.with(|state| {
             let ring = &mut state.vcpus[self.index].ring;
             ring.locked = false;
-            ring.waiters = Owned::new(waiters);
+            // Others may have been announced meanwhile.
+            let now = ring.waiters.take();
+            for slot in each_slot(VE_APF_SLOT_MASK) {
+                if waiters.get(slot) != before.get(slot) {
+                    if now.get(slot) != before.get(slot) {
+                        world.violate(format!("slot {} is announced under the lock", slot.get()));
+                    }
+                    now.set(slot, waiters.get(slot));
+                }
+            }
+            if waiters.epoch() != before.epoch() {
+                now.note_epoch(waiters.epoch());
+            }
+            ring.waiters = Owned::new(now);
         });
         result
+    }
+
+    fn announce(&self, slot: SlotIndex, task: TaskId) {
+        self.own_step();
+        self.thread.world.with(|state| {
+            let ring = &mut state.vcpus[self.index].ring;
+            let waiters = ring.waiters.take();
+            waiters.set(slot, Waiter::Task(task));
+            ring.waiters = Owned::new(waiters);
+        });
     }
 
     fn current(&self) -> TaskId {
@@ -108,7 +133,7 @@ impl<'a> Platform for Cpu<'a> {
         let vcpu = runner.vcpu();
         let sleeps = self.thread.world.with(|state| {
             let task = &mut state.tasks[runner.task];
-            if task.awake {
+            if task.awake || (task.killable && task.fatal) {
                 return false;
             }
             task.status = Status::Parked;
@@ -182,8 +207,9 @@ impl<'a> Platform for Cpu<'a> {
             _ => {}
         }
         match event {
-            Event::Fault(_, gpa) => self.check_fault(gpa, false),
-            Event::Delivered(_, gpa) | Event::NoSlot(gpa) => self.check_fault(gpa, true),
+            Event::Fault(slot) => self.check_fault(self.ring.fault(slot).gpa, false),
+            Event::Delivered(slot) => self.check_fault(self.ring.fault(slot).gpa, true),
+            Event::NoSlot(gpa) => self.check_fault(gpa, true),
             Event::Parked(..) => {
                 let index = self.index;
                 let wrong = self.look(|task| {
