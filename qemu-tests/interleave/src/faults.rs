@@ -97,6 +97,8 @@ impl Host<'_> {
     /// The guest is told of a page that can never come, or the VMM is.
     pub(crate) fn lost(&self, gfn: usize, write: bool, cause: u16) -> Result<(), ()> {
         let info = fault_info(gfn, write);
+        // Its first step is the same as that of `fault()`.
+        self.cpu.thread.learn(cause);
         self.cpu.ring.crowded.set(true);
         let answer = self.owning(|state| fail(&self.cpu, state, &self.vm(), info, cause));
         self.cpu.ring.crowded.set(false);
