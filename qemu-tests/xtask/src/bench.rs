@@ -5,7 +5,7 @@ use crate::cases::{self, Case, Suite};
 use crate::error::{Kind, fail};
 use crate::initrd::Programs;
 use crate::lane::Lane;
-use crate::runner::{self, Lab};
+use crate::runner::{self, Lab, Status};
 use crate::{kernel, paths, setup};
 use anyhow::{Context, Result};
 use clap::Args;
@@ -84,6 +84,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
         let outcomes = runner::run(&lab, &suite, &selected)?;
         // What a case that failed reported before is used.
         ok &= runner::print_failures(&outcomes);
+        for outcome in outcomes.iter().filter(|o| o.status == Status::Skipped) {
+            println!("skipped {}: {}", outcome.name, outcome.why.join("; "));
+        }
         runs.push(row::rows(&selected, &outcomes));
     }
     let differences = agree::compare(&runs);

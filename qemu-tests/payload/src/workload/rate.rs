@@ -1,4 +1,4 @@
-//! How many missing pages a second do vCPUs get over? Tasks work for a while, touch a missing page of their own, and so on; there
+//! What do vCPUs execute for a missing page? Tasks work for a while, touch a missing page of their own, and so on; there
 //! are enough of them to keep every vCPU busy while pages are on their way.
 //!
 //! First on one vCPU, the others idle, then with as many tasks on each of two, and so on. Options: `tasks` (on each vCPU), `pages` (of each
@@ -43,10 +43,8 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
         team.go();
         let tally = team.join();
         let measured = section.end()?;
-        let us = measured.wall_ns / 1000;
         let more = json!({
             "busy_vcpus": busy, "pages": pages, "work_us": alone.as_micros() as u64,
-            "faults_per_s": (tally.faults * 1_000_000).checked_div(us),
         });
         measured.report(device, name, busy * tasks, policy.max_us, &tally, more);
     }

@@ -1,6 +1,7 @@
 //! The fields of what a server answers while its VM is restored, and of rates.
 
 use super::fields::{Exact, Field};
+use super::source::round;
 use serde_json::Value;
 
 const NO_SERVER: &str = "restore only: no server runs";
@@ -65,12 +66,15 @@ pub(super) const FIELDS: &[Field] = &[
         take: |s| s.at("answer_quiet_us", "p99").map(Value::from),
     },
     Field {
-        name: "faults_per_s",
-        what: "missing pages that all vCPUs together got over in a second, with tasks enough to keep them busy",
-        how: "touches over the guest's wall time; on vmx simulated time, in which all CPUs of L1 advance together",
+        name: "us_per_fault",
+        what: "time of a touch, with the work before it, while tasks keep all busy vCPUs busy",
+        how: "the guest's wall time over touches; with -icount that of all CPUs one after the other: so many instructions, of guest and host",
         exact: Exact::Never,
         absent: NO_RATE,
-        take: |s| s.count("faults_per_s").map(Value::from),
+        take: |s| {
+            s.count("busy_vcpus")?;
+            Some(round(s.number("wall_us")? / s.faults().max(1.0)))
+        },
     },
     Field {
         name: "work_us",

@@ -80,9 +80,9 @@ pub(super) fn charts(bench: &Bench, lane: &str) -> Vec<Chart> {
             whole_vm::vcpus(bench, lane),
         ),
         (
-            "Faults per second over vCPUs.",
-            "The same. Dashed: 3.5 times what one does with #VE.".into(),
-            whole_vm::rates(bench, lane),
+            "Faults per second over vCPUs, by instructions.",
+            "Times one vCPU's: what a fault takes of all CPUs, and how that grows.".into(),
+            whole_vm::speed(bench, lane),
         ),
         (
             "A restored server's first right answer.",

@@ -129,7 +129,8 @@ const LIMITS: &str = "
 ## Not measured
 
 * A polling host: `host_flags` is never set, so that there is no figure without a doorbell.
-* Rates of several vCPUs under svm: QEMU's threads share the CPUs of whatever machine this runs on. In Bochs they are simulated.
+* The rate of four vCPUs: no machine with enough CPUs stays up in simulated time. What three execute for a fault is in
+  [note 4](notes/0004-how-it-is-measured.md).
 * No faults: a boot differs from the next by more than the 0.01 % asked for.
 * Instructions per fault under svm: QEMU has nothing that counts them between two addresses, with -icount or without.
 ";

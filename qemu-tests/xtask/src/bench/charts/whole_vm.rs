@@ -20,19 +20,17 @@ pub(super) fn vcpus(bench: &Bench, lane: &str) -> Option<String> {
     bars("exits per fault over vCPUs", "exits", Scale::Linear, &groups, None)
 }
 
-/// Faults per second over vCPUs.
-pub(super) fn rates(bench: &Bench, lane: &str) -> Option<String> {
-    let rate = |mode: &str, n: u32| bench.rate(lane, mode, n)?.number("faults_per_s");
+/// How much faster several vCPUs are than one.
+pub(super) fn speed(bench: &Bench, lane: &str) -> Option<String> {
     let points = |mode: &str| -> Vec<(f64, f64)> {
-        (1..=VCPUS).filter_map(|n| Some((f64::from(n), rate(mode, n)?))).collect()
+        (1..=VCPUS).filter_map(|n| Some((f64::from(n), bench.speedup(lane, mode, n)?))).collect()
     };
     let all: Vec<Line> = MODES
         .iter()
         .map(|mode| Line { class: format!("m-{mode}"), name: (*mode).into(), points: points(mode) })
         .filter(|line| !line.points.is_empty())
         .collect();
-    let goal = rate("injected", 1).map(|one| (3.5 * one, "3.5 times"));
-    lines("faults per second", ("vCPUs", "faults/s"), Scale::Linear, &all, goal, &[])
+    lines("speed", ("vCPUs", "times"), Scale::Linear, &all, Some((3.5, "3.5")), &[])
 }
 
 /// Time to the first answer, and to the last.
