@@ -120,10 +120,10 @@ impl VcpuState {
         }
     }
 
-    /// Should the next fault on the page ring, having had `most` chances, so that the vCPU waits?
+    /// Has the page had more than `most` chances? Then the next fault on it rings, and the vCPU waits.
     pub(crate) const fn is_stuck(&self, page: Page, most: u32) -> bool {
         let Progress { page: of, count, .. } = self.progress;
-        of.gfn == page.gfn && of.write == page.write && count >= most
+        of.gfn == page.gfn && of.write == page.write && count > most
     }
 }
 
