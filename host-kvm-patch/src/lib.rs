@@ -9,7 +9,8 @@
 //! [`poll`]s.
 //!
 //! What a hypervisor must supply are the traits of [`platform`]. Locks: one per VM, around
-//! [`works::Works`]; all else belongs to the vCPU's own thread, which alone writes its ring.
+//! [`works::Works`]; all else belongs to the vCPU's own thread, which alone writes its ring, a flag
+//! apart that a poller clears.
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

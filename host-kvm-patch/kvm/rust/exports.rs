@@ -28,7 +28,7 @@ pub(crate) unsafe fn this<'a>(v: *mut KvmVcpu) -> (ThisVcpu, ThisVm, &'a mut Vcp
     (vcpu, vcpu.vm(), state)
 }
 
-pub(crate) fn guest_error(vcpu: &ThisVcpu, error: GuestError) {
+fn guest_error(vcpu: &ThisVcpu, error: GuestError) {
     let (word, expected) = (u64::from(error.word), u64::from(error.expected));
     // SAFETY: `ThisVcpu` holds a valid vCPU.
     unsafe { sys::ve_apf_guest_error(vcpu.raw(), u64::from(error.slot), word, expected) };
@@ -175,14 +175,27 @@ pub unsafe extern "C" fn ve_apf_host_leave(v: *mut KvmVcpu) {
 pub unsafe extern "C" fn ve_apf_host_complete(v: *mut KvmVcpu, result: *mut Completed) -> i32 {
     // SAFETY: the caller's promise.
     let (vcpu, vm, state) = unsafe { this(v) };
-    match complete::complete(&vcpu, state, &vm) {
+    // SAFETY: the caller's promise.
+    unsafe { completed(&vcpu, complete::complete(&vcpu, state, &vm), result) }
+}
+
+/// 0 and what was completed, or -1 if the guest broke its ring.
+///
+/// # Safety
+/// `result` is valid for writes.
+pub(crate) unsafe fn completed(
+    vcpu: &ThisVcpu,
+    done: Result<complete::Completed, GuestError>,
+    result: *mut Completed,
+) -> i32 {
+    match done {
         Ok(done) => {
             // SAFETY: the caller's promise.
             unsafe { result.write(done.into()) };
             0
         }
         Err(error) => {
-            guest_error(&vcpu, error);
+            guest_error(vcpu, error);
             -1
         }
     }

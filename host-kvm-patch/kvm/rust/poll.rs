@@ -1,6 +1,6 @@
 //! What KVM calls to poll; see `exports`.
 
-use crate::exports::{guest_error, this};
+use crate::exports::{completed, this};
 use crate::platform::PolledVcpu;
 use crate::sys::{self, Completed, KvmVcpu};
 use host::poll::{self, Looked, Poll, Seen};
@@ -62,15 +62,6 @@ pub unsafe extern "C" fn ve_apf_host_poll_look(v: *mut KvmVcpu, last: bool, took
 pub unsafe extern "C" fn ve_apf_host_poll_stop(v: *mut KvmVcpu, result: *mut Completed) -> i32 {
     // SAFETY: the caller's promise.
     let (vcpu, vm, state) = unsafe { this(v) };
-    match poll::stop(&vcpu, state, &vm) {
-        Ok(done) => {
-            // SAFETY: the caller's promise.
-            unsafe { result.write(done.into()) };
-            0
-        }
-        Err(error) => {
-            guest_error(&vcpu, error);
-            -1
-        }
-    }
+    // SAFETY: the caller's promise.
+    unsafe { completed(&vcpu, poll::stop(&vcpu, state, &vm), result) }
 }

@@ -189,7 +189,7 @@ fn parse(text: &str, suite: &str, all: &mut Suite) -> Result<()> {
                     .case(mode, name, boot.lane)
                     .with_context(|| format!("case {}", entry.name))?;
                 case.stock |= boot.kernel == Flavour::Stock;
-                case.counts_time = boot.lane == Lane::Vmx || boot.icount.is_some();
+                case.counts_time |= boot.icount.is_some();
                 anyhow::ensure!(
                     all.cases.iter().all(|c| c.name != case.name),
                     "case {} is there twice",

@@ -39,14 +39,10 @@ pub(super) fn performance(bench: &Bench) -> String {
         let lane = if lane == "vmx" { Lane::Vmx } else { Lane::Svm };
         let _ = writeln!(out, "\n* {}: {}", lane.name(), lane.about(lane.cpus()));
     }
-    let verdicts = targets::all(bench);
-    let count = |met: Option<bool>| verdicts.iter().filter(|v| v.met == met).count();
+    let [met, not_met, unknown] = targets::counts(&targets::all(bench));
     let _ = write!(
         out,
-        "\n## What must lead\n\n{} figures are met, {} are not, {} were not measured. Where one is not met, the count says what bounds it; what the guest's instructions are made of is in note 4.\n\n{}",
-        count(Some(true)),
-        count(Some(false)),
-        count(None),
+        "\n## What must lead\n\n{met} figures are met, {not_met} are not, {unknown} were not measured. Where one is not met, the count says what bounds it; what the guest's instructions are made of is in note 4.\n\n{}",
         targets(bench)
     );
     if bench.runs > 1 {
@@ -128,7 +124,6 @@ fn table(bench: &Bench, lane: &str) -> String {
 const LIMITS: &str = "
 ## Not measured
 
-* A polling host: `host_flags` is never set, so that there is no figure without a doorbell.
 * The rate of four vCPUs: no machine with enough CPUs stays up in simulated time. What three execute for a fault is in
   [note 4](notes/0004-how-it-is-measured.md).
 * No faults: a boot differs from the next by more than the 0.01 % asked for.

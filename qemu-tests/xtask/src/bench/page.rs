@@ -66,13 +66,10 @@ fn legend(out: &mut String) {
 
 fn targets_table(out: &mut String, bench: &Bench) {
     let verdicts = targets::all(bench);
-    let count = |met: Option<bool>| verdicts.iter().filter(|v| v.met == met).count();
+    let [met, not_met, unknown] = targets::counts(&verdicts);
     let _ = writeln!(
         out,
-        "<p><b class=\"yes\">{} met</b>, <b class=\"no\">{} not met</b>, {} not measured or not resolved. The count says what bounds a figure.</p>",
-        count(Some(true)),
-        count(Some(false)),
-        count(None)
+        "<p><b class=\"yes\">{met} met</b>, <b class=\"no\">{not_met} not met</b>, {unknown} not measured or not resolved. The count says what bounds a figure.</p>"
     );
     out.push_str("<table class=\"targets\"><tr><th>figure</th><th>target</th><th>measured</th><th>met</th><th>count</th></tr>\n");
     for v in verdicts {

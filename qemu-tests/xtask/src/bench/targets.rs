@@ -44,6 +44,11 @@ impl Verdict {
     }
 }
 
+/// How many are met, how many are not, and of how many it is not known.
+pub(super) fn counts(verdicts: &[Verdict]) -> [usize; 3] {
+    [Some(true), Some(false), None].map(|met| verdicts.iter().filter(|v| v.met == met).count())
+}
+
 /// Counts are taken where they are exact.
 const EXACT: &str = "vmx";
 const OURS: [&str; 2] = ["injected", "hardware"];

@@ -26,8 +26,6 @@ use crate::options::Options;
 use crate::{dmesg, process, sys};
 use party::Party;
 
-/// Time for the host to tell of the pages of the round before.
-const SETTLE: Duration = Duration::from_millis(400);
 /// Slots of a ring.
 const MOST: usize = 62;
 

@@ -6,11 +6,13 @@ use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 use ve_apf_testdev::{Mmu, PolicyArgs};
 
-use super::SETTLE;
 use super::touch::Touch;
 use crate::arena::Slice;
 use crate::device::Device;
 use crate::process::{self, Status};
+
+/// Time for the host to tell of the pages of the round before.
+const SETTLE: Duration = Duration::from_millis(400);
 
 /// The children, and what is known of them.
 pub(super) struct Party<'a> {
