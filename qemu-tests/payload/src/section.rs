@@ -139,12 +139,12 @@ impl Measured {
         prefer_kernel_counts(&mut self.record);
         let cpus = sys::cpu_count();
         let cpu_share = self.share.of_cpu() * self.compute as f64 / self.compute.min(cpus) as f64;
+        let of_all = |ns: u64| ns as f64 / (self.wall_ns as f64 * cpus as f64);
         // With no computing task, the useful work is the touching tasks' own.
         let (useful, bound) = if self.compute > 0 {
-            (cpu_share, 1.0)
+            (cpu_share + of_all(tally.own_ns), 1.0)
         } else {
-            let useful = tally.cpu_ns as f64 / (self.wall_ns as f64 * cpus as f64);
-            (useful, bound(tasks, tally, latency_us, cpus))
+            (of_all(tally.cpu_ns), bound(tasks, tally, latency_us, cpus))
         };
         // The same in work done, of what is done alone on this VM: contains what the emulator's noise adds.
         let work_share = if self.quiet_rate > 0.0 {

@@ -19,6 +19,8 @@ pub struct Tally {
     pub wrong_bytes: u64,
     /// CPU time of the task.
     pub cpu_ns: u64,
+    /// What of it is the tasks' own work: as much as they would need if no page had been missing.
+    pub own_ns: u64,
     latencies_us: Vec<u32>,
 }
 
@@ -77,6 +79,7 @@ impl Tally {
         self.kernel_parked += other.kernel_parked;
         self.wrong_bytes += other.wrong_bytes;
         self.cpu_ns += other.cpu_ns;
+        self.own_ns += other.own_ns;
         self.latencies_us.extend(other.latencies_us);
     }
 
@@ -94,6 +97,7 @@ impl Tally {
             "kernel_parked": self.kernel_parked,
             "wrong_bytes": self.wrong_bytes,
             "touch_cpu_us": self.cpu_ns / 1000,
+            "own_us": self.own_ns / 1000,
             "fault_us": distribution(&self.latencies_us),
         })
     }

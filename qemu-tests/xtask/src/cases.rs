@@ -57,6 +57,11 @@ impl BootEntry {
         self.mem_mib.unwrap_or_else(|| self.lane.mem_mib())
     }
 
+    /// Its time is a count of instructions, so that a busy machine changes nothing.
+    pub(crate) fn counts_time(&self) -> bool {
+        self.lane == Lane::Vmx || self.icount.is_some()
+    }
+
     /// Seconds of the host that a second of L1 may take.
     pub(crate) fn slowness(&self) -> u32 {
         // QEMU runs all CPUs in one thread then, and executes every instruction that time is made of.
@@ -95,6 +100,8 @@ pub(crate) struct Case {
     pub(crate) lane: Lane,
     /// Its time is a count of instructions.
     pub(crate) counts_time: bool,
+    /// CPUs of L1.
+    pub(crate) l1_cpus: u32,
     /// The guest's way with missing pages.
     pub(crate) mode: Mode,
     /// vCPUs of L2.
@@ -185,11 +192,8 @@ fn parse(text: &str, suite: &str, all: &mut Suite) -> Result<()> {
                 .get(name)
                 .with_context(|| format!("case {}: no [boot.{name}]", entry.name))?;
             for mode in entry.modes.iter().copied().filter(|m| m.is_on(boot.lane)) {
-                let mut case = entry
-                    .case(mode, name, boot.lane)
-                    .with_context(|| format!("case {}", entry.name))?;
-                case.stock |= boot.kernel == Flavour::Stock;
-                case.counts_time |= boot.icount.is_some();
+                let case =
+                    entry.case(mode, name, boot).with_context(|| format!("case {}", entry.name))?;
                 anyhow::ensure!(
                     all.cases.iter().all(|c| c.name != case.name),
                     "case {} is there twice",

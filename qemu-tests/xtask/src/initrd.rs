@@ -6,10 +6,10 @@ use crate::ui::Stage;
 use crate::{cargo, closure, metal};
 use anyhow::{Context, Result};
 use serde::Serialize;
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 pub(crate) mod vmlinux;
 
@@ -60,7 +60,7 @@ pub(crate) struct Kernels<'a> {
 pub(crate) struct Programs {
     by_name: BTreeMap<String, Vec<u8>>,
     /// The bare-metal test kernel, once a plan has named it.
-    metal: OnceCell<Vec<u8>>,
+    metal: OnceLock<Vec<u8>>,
 }
 
 impl Programs {
@@ -76,7 +76,7 @@ impl Programs {
         cargo::run(command, &stage, "the guest programs do")?;
         let by_name = read_programs(&cargo::target_dir().join(TARGET).join("release"))?;
         stage.done(&by_name.keys().map(String::as_str).collect::<Vec<_>>().join(" "));
-        Ok(Self { by_name, metal: OnceCell::new() })
+        Ok(Self { by_name, metal: OnceLock::new() })
     }
 
     fn metal(&self) -> Result<Vec<u8>> {

@@ -26,13 +26,15 @@ impl Lane {
         }
     }
 
-    /// For the report.
-    pub(crate) fn about(self, cpus: u32) -> String {
+    /// For the report; L1 has so many CPUs, or one of these numbers of them.
+    pub(crate) fn about(self, cpus: &[u32]) -> String {
         let what = match self {
             Self::Svm => "QEMU TCG, AMD SVM with nested paging",
             Self::Vmx => "Bochs, Intel VMX with EPT and #VE",
         };
-        format!("{what}, {cpus} CPU{}; Linux 6.12 as host and as guest", plural(cpus))
+        let numbers: Vec<String> = cpus.iter().map(u32::to_string).collect();
+        let plural = if cpus == [1] { "" } else { "s" };
+        format!("{what}, {} CPU{plural}; Linux 6.12 as host and as guest", numbers.join(" or "))
     }
 
     /// CPUs of L1, if the boot does not say.
@@ -102,10 +104,6 @@ impl Lane {
 
 /// Hundreds of terminals and three serial ports that nobody uses, each of which takes time to set up.
 const QUICK: &str = "pty.legacy_count=0 8250.nr_uarts=1";
-
-fn plural(n: u32) -> &'static str {
-    if n == 1 { "" } else { "s" }
-}
 
 #[cfg(test)]
 mod tests {

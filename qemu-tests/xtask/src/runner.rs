@@ -11,7 +11,9 @@ use crate::record::Record;
 use crate::report::figures;
 use anyhow::{Context, Result};
 use serde::Serialize;
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// How a case ended.
@@ -74,24 +76,66 @@ pub(crate) struct Lab {
     pub(crate) dir: PathBuf,
 }
 
-/// Runs `cases`; every one of them has an outcome, in order.
+/// Runs `cases`, one boot after the other; every case has an outcome.
 pub(crate) fn run(lab: &Lab, suite: &Suite, cases: &[&Case]) -> Result<Vec<Outcome>> {
-    let mut outcomes = Vec::new();
-    let mut boots: Vec<&str> = Vec::new();
-    for case in cases {
-        if let Some(why) = &case.skip {
-            outcomes.push(Outcome::skipped(&case.name, why));
-        } else if !boots.contains(&case.boot.as_str()) {
-            boots.push(&case.boot);
-        }
-    }
-    for name in boots {
-        let entry = suite.boots.get(name).cloned().unwrap_or_default();
-        let group: Vec<&Case> =
-            cases.iter().copied().filter(|c| c.boot == name && c.skip.is_none()).collect();
-        run_group(lab, name, &entry, &group, &mut outcomes)?;
+    let (mut outcomes, groups) = groups(suite, cases);
+    for group in groups {
+        outcomes.extend(run_group(lab, &group)?);
     }
     Ok(outcomes)
+}
+
+/// As [`run`], but boots whose time is a count of instructions run beside each other, as many as there are CPUs; those that
+/// a busy machine would slow down come before, alone.
+pub(crate) fn run_beside(lab: &Lab, suite: &Suite, cases: &[&Case]) -> Result<Vec<Outcome>> {
+    let (mut outcomes, groups) = groups(suite, cases);
+    let (counting, timed): (Vec<_>, Vec<_>) =
+        groups.into_iter().partition(|group| group.entry.counts_time());
+    for group in timed {
+        outcomes.extend(run_group(lab, &group)?);
+    }
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let queue = Mutex::new(VecDeque::from(counting));
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let worker = || -> Result<Vec<Outcome>> {
+        let mut outcomes = Vec::new();
+        while let Some(group) = next() {
+            outcomes.extend(run_group(lab, &group)?);
+        }
+        Ok(outcomes)
+    };
+    let all = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..cpus).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
+    });
+    for of_worker in all {
+        outcomes.extend(of_worker.map_err(|_| anyhow::anyhow!("a thread that boots panicked"))??);
+    }
+    Ok(outcomes)
+}
+
+/// Cases that share a boot.
+struct Group<'a> {
+    name: String,
+    entry: BootEntry,
+    cases: Vec<&'a Case>,
+}
+
+/// What to boot, in the table's order, and what became of the cases that are skipped.
+fn groups<'a>(suite: &Suite, cases: &[&'a Case]) -> (Vec<Outcome>, Vec<Group<'a>>) {
+    let (mut skipped, mut groups) = (Vec::new(), Vec::<Group<'a>>::new());
+    for case in cases {
+        if let Some(why) = &case.skip {
+            skipped.push(Outcome::skipped(&case.name, why));
+            continue;
+        }
+        let entry = suite.boots.get(&case.boot).cloned().unwrap_or_default();
+        match groups.iter_mut().find(|group| group.name == case.boot) {
+            Some(group) => group.cases.push(case),
+            None => groups.push(Group { name: case.boot.clone(), entry, cases: vec![case] }),
+        }
+    }
+    (skipped, groups)
 }
 
 /// Prints what failed; true if nothing did.
@@ -111,20 +155,16 @@ pub(crate) fn print_failures(outcomes: &[Outcome]) -> bool {
 }
 
 /// Boots until every case of the group had its turn.
-fn run_group(
-    lab: &Lab,
-    name: &str,
-    entry: &BootEntry,
-    group: &[&Case],
-    outcomes: &mut Vec<Outcome>,
-) -> Result<()> {
-    let mut left = group;
+fn run_group(lab: &Lab, group: &Group<'_>) -> Result<Vec<Outcome>> {
+    let mut outcomes = Vec::new();
+    let mut left = group.cases.as_slice();
     for attempt in 1.. {
         if left.is_empty() {
             break;
         }
-        let name = if attempt == 1 { name.to_owned() } else { format!("{name}.{attempt}") };
-        let console = boot(lab, &name, entry, left)?;
+        let name = &group.name;
+        let name = if attempt == 1 { name.clone() } else { format!("{name}.{attempt}") };
+        let console = boot(lab, &name, &group.entry, left)?;
         let done = console.steps.len().min(left.len());
         for (case, section) in left.iter().zip(&console.steps) {
             outcomes.push(judge(lab, case, section)?);
@@ -159,7 +199,7 @@ fn run_group(
         });
         left = rest;
     }
-    Ok(())
+    Ok(outcomes)
 }
 
 fn boot(lab: &Lab, name: &str, entry: &BootEntry, cases: &[&Case]) -> Result<Console> {

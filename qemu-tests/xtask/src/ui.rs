@@ -1,8 +1,12 @@
 //! Progress: a bar on a terminal, plain lines elsewhere.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
+
+/// Stages that run at the same time have a line each.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// Who waits longer wants to hear of a step.
 const LONG: Duration = Duration::from_secs(10);
@@ -24,6 +28,7 @@ impl Stage {
             Some(len) => ProgressBar::new(len),
             None => ProgressBar::new_spinner(),
         };
+        let bar = if tty { BARS.add(bar) } else { bar };
         if tty {
             let template = if len.is_some() {
                 "{prefix} [{bar:30}] {percent:>3}% {elapsed} {wide_msg}"

@@ -42,12 +42,13 @@ type Run = fn(&str, &Options, &Device) -> Result<()>;
 type RunAlone = fn(&Options) -> Result<()>;
 
 /// Workloads that need the test device.
-const WITH_DEVICE: [(&str, Run); 29] = [
+const WITH_DEVICE: [(&str, Run); 30] = [
     ("offline", offline::run),
     ("break_ring", break_ring::run),
     ("contexts", contexts::run),
     ("hypercall", hypercall::run),
     ("user_touch", user_touch::run),
+    ("work_touch", user_touch::run),
     ("burst", user_touch::run_burst),
     ("one_at_a_time", user_touch::run_one_at_a_time),
     ("kernel_read", kernel_io::run_read),

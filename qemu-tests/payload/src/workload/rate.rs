@@ -4,22 +4,17 @@
 //! First on one vCPU, the others idle, then with as many tasks on each of two, and so on. Options: `tasks` (on each vCPU), `pages` (of each
 //! task), `work` (steps before each touch).
 
-use std::time::Duration;
-
 use anyhow::Result;
 use serde_json::json;
 
 use super::team::Team;
 use crate::arena::{Arena, Slice, shuffled};
-use crate::compute::{pin, work};
+use crate::compute::{own_ns, pin, work};
 use crate::device::Device;
 use crate::options::Options;
 use crate::section::Section;
 use crate::sys;
 use crate::tally::{From, Tally};
-
-/// Pieces of work that are timed alone, of which the fastest counts.
-const SAMPLES: u32 = 5;
 
 /// `rate`.
 pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> {
@@ -29,7 +24,7 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     let vcpus = sys::cpu_count();
     device.set_policy(&[], policy)?;
     let arena = Arena::anonymous(device, vcpus * tasks * pages)?;
-    let alone = alone(steps);
+    let work_us = own_ns(|_| work(steps)) / 1000;
     for busy in 1..=vcpus {
         let slices = arena.slices(vcpus * tasks);
         let frames: Vec<u64> =
@@ -44,7 +39,7 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
         let tally = team.join();
         let measured = section.end()?;
         let more = json!({
-            "busy_vcpus": busy, "pages": pages, "work_us": alone.as_micros() as u64,
+            "busy_vcpus": busy, "pages": pages, "work_us": work_us,
         });
         measured.report(device, name, busy * tasks, policy.max_us, &tally, more);
     }
@@ -57,14 +52,4 @@ fn go(slice: &Slice, seed: usize, steps: u64, tally: &mut Tally) {
         let wrong = tally.touch(From::User, || slice.wrong_bytes(index, 0, 0..1));
         tally.wrong_bytes += wrong;
     }
-}
-
-/// What a piece of work takes when nothing else runs.
-fn alone(steps: u64) -> Duration {
-    let time = || {
-        let began = sys::now_ns();
-        work(steps);
-        Duration::from_nanos(sys::now_ns() - began)
-    };
-    (0..SAMPLES).map(|_| time()).min().unwrap_or_default()
 }

@@ -3,6 +3,7 @@
 //! Options: `tasks`, `pages` (touched by all, one after the other). Only a touch that took at least half of the latency
 //! met a missing page; `touches` counts all.
 
+use std::hint::black_box;
 use std::sync::{Arc, Barrier};
 
 use anyhow::Result;
@@ -11,6 +12,7 @@ use ve_apf_testdev::PAGE_WORDS;
 
 use super::team::Team;
 use crate::arena::Arena;
+use crate::compute::own_ns;
 use crate::device::Device;
 use crate::options::Options;
 use crate::section::{Section, pinned};
@@ -21,9 +23,12 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     let (tasks, pages) = (options.count("tasks", 4)?, options.count("pages", 16)?);
     let policy = options.policy()?;
     let arena = Arena::anonymous(device, pages)?;
+    let slices = arena.slices(1);
+    let own_ns = own_ns(|i| {
+        black_box(slices.first().map(|slice| slice.wrong_bytes(i % pages, 0, 0..PAGE_WORDS)));
+    });
     device.set_policy(&[], policy)?;
     device.evict(&arena.frames, 0)?;
-    let slices = arena.slices(1);
     let together = Arc::new(Barrier::new(tasks));
     let team = Team::new(tasks, "same", pinned(options)?, move |_, tally| {
         let slice = &slices[0];
@@ -35,8 +40,9 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     })?;
     let section = Section::begin(device, options, name)?;
     team.go();
-    let tally = team.join();
+    let mut tally = team.join();
     let measured = section.end()?;
+    tally.own_ns = own_ns * (tasks * pages) as u64;
     let waited = tally.slower_than(policy.min_us / 2);
     let more = json!({"pages": pages, "touches": tally.faults, "faults": waited});
     measured.report(device, name, tasks, policy.max_us, &tally, more);

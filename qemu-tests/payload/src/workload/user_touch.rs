@@ -1,6 +1,6 @@
 //! Tasks that touch missing pages of their own, beside tasks that compute.
 //!
-//! Options: `tasks`, `pages` (of each task), `rounds`. `burst`: as many faults as there are tasks are delivered
+//! Options: `tasks`, `pages` (of each task), `rounds`, `work` (steps before each touch). `work_touch`: the same, by another name. `burst`: as many faults as there are tasks are delivered
 //! together. `one_at_a_time`: one task, so never more than one fault outstanding. `idle`: no faults, only the
 //! computing tasks for `ms`.
 
@@ -12,6 +12,7 @@ use ve_apf_testdev::{PAGE_WORDS, PolicyArgs};
 
 use super::team::Team;
 use crate::arena::{Arena, Slice, shuffled};
+use crate::compute::{own_ns, work};
 use crate::device::Device;
 use crate::options::Options;
 use crate::section::{Section, pinned};
@@ -54,7 +55,8 @@ fn go(
     pages: usize,
     policy: PolicyArgs,
 ) -> Result<()> {
-    let rounds = options.number("rounds", 1)?;
+    let (rounds, steps) = (options.number("rounds", 1)?, options.number("work", 0)?);
+    let own_ns = own_ns(|_| work(steps));
     let arena = Arena::anonymous(device, tasks * pages)?;
     device.set_policy(&[], policy)?;
     // The first round's pages go before the section begins: it then has no exits but those of the faults.
@@ -70,7 +72,7 @@ fn go(
                     return;
                 }
             }
-            touch_all(&slices[i], round, i as u64, tally);
+            touch_all(&slices[i], round, i as u64, steps, tally);
             if round + 1 < rounds {
                 for index in 0..slices[i].count {
                     tally.wrong_bytes += slices[i].wrong_bytes(index, round, 0..PAGE_WORDS);
@@ -82,6 +84,7 @@ fn go(
     team.go();
     let mut tally = team.join();
     let measured = section.end()?;
+    tally.own_ns = own_ns * tally.faults;
     // Whole pages are verified where they still are, and outside the section: it costs more than a fault does.
     let last = rounds.saturating_sub(1);
     for slice in slices_after.iter() {
@@ -90,14 +93,18 @@ fn go(
         }
     }
     let burst = policy.burst;
-    let more = json!({"pages": pages, "rounds": rounds, "burst": burst, "order": options.text("order", "fifo")});
+    let more = json!({
+        "pages": pages, "rounds": rounds, "burst": burst, "order": options.text("order", "fifo"),
+        "work_us": own_ns / 1000,
+    });
     measured.report(device, name, tasks, policy.max_us, &tally, more);
     Ok(())
 }
 
-fn touch_all(slice: &Slice, round: u64, seed: u64, tally: &mut Tally) {
+fn touch_all(slice: &Slice, round: u64, seed: u64, steps: u64, tally: &mut Tally) {
     let mut wrong = 0;
-    tally.touch_each(shuffled(slice.count, seed + round * 1000).into_iter(), |index| {
+    let pages = shuffled(slice.count, seed + round * 1000).into_iter();
+    tally.touch_each(pages.inspect(|_| work(steps)), |index| {
         wrong += slice.wrong_bytes(index, round, 0..1);
     });
     tally.wrong_bytes += wrong;

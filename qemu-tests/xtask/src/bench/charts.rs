@@ -222,7 +222,9 @@ fn instructions(bench: &Bench, lane: &str, fields: &[(&str, &str)]) -> Option<St
         .iter()
         .filter_map(|(label, field)| {
             group(label, |mode| {
-                let n = bench.of(lane, mode, "one_at_a_time").find_map(|row| row.number(field))?;
+                let n = bench
+                    .of(lane, mode, "one_at_a_time_counted")
+                    .find_map(|row| row.number(field))?;
                 Some(plain(mode, n, format!("{n} instructions")))
             })
         })

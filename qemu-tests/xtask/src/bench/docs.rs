@@ -35,9 +35,9 @@ pub(super) fn performance(bench: &Bench) -> String {
          workload and latency in every mode. Beside the tasks that fault, one computes.\n",
         bench.kernel
     );
-    for lane in bench.lanes() {
-        let lane = if lane == "vmx" { Lane::Vmx } else { Lane::Svm };
-        let _ = writeln!(out, "\n* {}: {}", lane.name(), lane.about(lane.cpus()));
+    for name in bench.lanes() {
+        let lane = if name == "vmx" { Lane::Vmx } else { Lane::Svm };
+        let _ = writeln!(out, "\n* {name}: {}", lane.about(&bench.l1_cpus(name)));
     }
     let [met, not_met, unknown] = targets::counts(&targets::all(bench));
     let _ = write!(

@@ -29,7 +29,7 @@ pub(super) fn page(bench: &Bench) -> String {
         let _ = write!(
             out,
             "<h2>{name}</h2>\n<p class=\"about\">{}. {}</p>\n<div class=\"charts\">\n",
-            escape(&lane.about(lane.cpus())),
+            escape(&lane.about(&bench.l1_cpus(name))),
             match lane {
                 Lane::Vmx => "Time is a count of instructions: figures repeat.",
                 Lane::Svm => "Times are an emulator's: compare modes with each other only.",
@@ -155,7 +155,7 @@ mod tests {
                 [
                     row(mode, "user_touch", json!({"latency_us": 5})),
                     row(mode, "user_touch", json!({})),
-                    row(mode, "one_at_a_time", json!({"probe": probe})),
+                    row(mode, "one_at_a_time_counted", json!({"probe": probe})),
                     row(mode, "burst", json!({"tasks": 16})),
                     row(mode, "kernel_read", json!({"kernel_faults": 9, "kernel_parked": 9})),
                 ]

@@ -183,7 +183,9 @@ fn of_case(case: &Case, records: &[Record]) -> Vec<Row> {
         if result.text("touch") == "kernel" {
             workload.push_str("_kernel");
         }
-        if workload == "one_at_a_time" && count("compute") == Some(0) {
+        if counted {
+            workload.push_str("_counted");
+        } else if workload == "one_at_a_time" && count("compute") == Some(0) {
             workload.push_str("_alone");
         }
         let key = Key {
@@ -195,8 +197,8 @@ fn of_case(case: &Case, records: &[Record]) -> Vec<Row> {
             tasks: count("tasks")?,
             latency_us: count("latency_us")?,
         };
-        let (lane, counts_time, mode) = (case.lane, case.counts_time, case.mode);
-        Some(Row::new(key, &Source { lane, counts_time, mode, result, probe }))
+        let (lane, counts_time, l1_cpus) = (case.lane, case.counts_time, case.l1_cpus);
+        Some(Row::new(key, &Source { lane, counts_time, l1_cpus, mode: case.mode, result, probe }))
     };
     results.filter_map(row).collect()
 }
@@ -231,8 +233,9 @@ pub(super) mod tests {
             latency_us: result.value["latency_us"].as_u64().unwrap(),
         };
         let probe = result.value.get("probe").map(|value| Record { value: value.clone() });
-        let (lane, counts_time) = (Lane::Vmx, true);
-        Row::new(key, &Source { lane, counts_time, mode, result: &result, probe: probe.as_ref() })
+        let (lane, counts_time, l1_cpus) = (Lane::Vmx, true, 1);
+        let probe = probe.as_ref();
+        Row::new(key, &Source { lane, counts_time, l1_cpus, mode, result: &result, probe })
     }
 
     #[test]

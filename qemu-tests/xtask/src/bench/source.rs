@@ -11,6 +11,8 @@ pub(super) struct Source<'a> {
     pub(super) lane: Lane,
     /// The machine's time is a count of instructions.
     pub(super) counts_time: bool,
+    /// CPUs of L1.
+    pub(super) l1_cpus: u32,
     /// The guest's way.
     pub(super) mode: Mode,
     /// What L2 and the VMM reported of the workload.

@@ -1,6 +1,7 @@
 //! What follows from several records.
 
 use super::row::{Bench, Row};
+use std::collections::BTreeSet;
 
 /// Modes in which a task can park, and the one in which none does.
 pub(super) const MODES: [&str; 4] = ["blocking", "kvm-apf", "injected", "hardware"];
@@ -25,6 +26,14 @@ impl Bench {
     pub(super) fn lanes(&self) -> Vec<&'static str> {
         let ran = |lane: &&str| self.records.iter().any(|row| row.key.lane == **lane);
         LANES.into_iter().filter(ran).collect()
+    }
+
+    /// CPUs of L1 in the records of this lane.
+    pub(super) fn l1_cpus(&self, lane: &str) -> Vec<u32> {
+        let of_lane = self.records.iter().filter(|row| row.key.lane == lane);
+        let numbers =
+            of_lane.filter_map(|row| row.values.get("l1_cpus")?.as_u64()?.try_into().ok());
+        numbers.collect::<BTreeSet<u32>>().into_iter().collect()
     }
 
     /// Latencies and what a fault costs at each of them, in us.

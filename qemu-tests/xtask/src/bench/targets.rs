@@ -51,6 +51,8 @@ pub(super) fn counts(verdicts: &[Verdict]) -> [usize; 3] {
 
 /// Counts are taken where they are exact.
 const EXACT: &str = "vmx";
+/// Where the debugger counts instructions.
+const COUNTED: &str = "one_at_a_time_counted";
 const OURS: [&str; 2] = ["injected", "hardware"];
 /// All of them.
 pub(super) fn all(bench: &Bench) -> Vec<Verdict> {
@@ -120,8 +122,7 @@ fn instructions(bench: &Bench, out: &mut Vec<Verdict>) {
         ),
         ("host instructions per fault", "host_insns_per_fault", 1.0, "<= kvm-apf's"),
     ] {
-        let count =
-            |mode: &str| bench.of(EXACT, mode, "one_at_a_time").find_map(|row| row.number(field));
+        let count = |mode: &str| bench.of(EXACT, mode, COUNTED).find_map(|row| row.number(field));
         for mode in OURS {
             let verdict = Verdict::new(format!("{what}, {mode}"), target);
             out.push(match (count(mode), count("kvm-apf")) {

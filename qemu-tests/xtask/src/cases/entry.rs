@@ -1,8 +1,9 @@
 //! An entry of the table, and how it becomes cases.
 
-use super::{Case, Mode};
+use super::{BootEntry, Case, Mode};
 use crate::expect::Expectation;
 use crate::initrd::{self, Step};
+use crate::kernel::Flavour;
 use crate::lane::Lane;
 use anyhow::Result;
 use serde::Deserialize;
@@ -109,7 +110,8 @@ fn mem_mib() -> u32 {
 
 impl Entry {
     /// This entry in one of its modes, on one of its boots.
-    pub(super) fn case(&self, mode: Mode, boot: &str, lane: Lane) -> Result<Case> {
+    pub(super) fn case(&self, mode: Mode, boot: &str, on: &BootEntry) -> Result<Case> {
+        let lane = on.lane;
         let mut name = self.name.clone();
         if self.modes.len() > 1 {
             name = format!("{name}@{}", mode.name());
@@ -151,12 +153,13 @@ impl Entry {
             name,
             boot: boot.to_owned(),
             lane,
-            counts_time: lane == Lane::Vmx,
+            counts_time: on.counts_time(),
+            l1_cpus: on.cpus(),
             mode,
             vcpus: self.vcpus,
             step,
             client: self.client,
-            stock: self.stock_guest,
+            stock: self.stock_guest || on.kernel == Flavour::Stock,
             server: self.server,
             expect,
             skip: self.skip.clone(),

@@ -2,7 +2,6 @@
 
 use super::{EXACT, OURS, Verdict};
 use crate::bench::row::{Bench, Row};
-use crate::lane::{BOCHS_IPS, Lane};
 
 /// System calls on user data in code that may sleep.
 const SLEEPABLE: [&str; 5] = ["kernel_read", "kernel_write", "page_cache", "futex_wait", "execve"];
@@ -41,10 +40,15 @@ pub(super) fn kernel_parked(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
 
 /// Of the workloads with faults, the worst: those at long latencies, and the others.
 pub(super) fn useful(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
-    const KINDS: [&str; 2] = ["worst workload at 10 ms", "worst workload at shorter latencies"];
+    const KINDS: [&str; 3] = [
+        "worst workload at 10 ms",
+        "tasks that work between touches, at a shorter latency",
+        "tasks that only touch, worst of the shorter latencies",
+    ];
     // Nobody computes, tasks wait for each other, or are themselves busy starting programs.
-    const NOT_SHARED: [&str; 7] = [
+    const NOT_SHARED: [&str; 8] = [
         "one_at_a_time_alone",
+        "one_at_a_time_counted",
         "bystander",
         "bystander_kernel",
         "burst",
@@ -54,7 +58,8 @@ pub(super) fn useful(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
     ];
     let kind = |row: &Row| match row.key.latency_us {
         LONG_US => KINDS[0],
-        _ => KINDS[1],
+        _ if row.key.workload == "work_touch" => KINDS[1],
+        _ => KINDS[2],
     };
     for mode in OURS {
         for what in KINDS {
@@ -73,7 +78,7 @@ pub(super) fn useful(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
                 rows.filter_map(|row| Some((row, share(row)?))).min_by(|a, b| a.1.total_cmp(&b.1));
             match worst {
                 Some((row, share)) => {
-                    let count = format!("{}{}", lost(row), host_part(bench, lane, mode));
+                    let count = format!("{}{}", lost(row), of_a_fault(bench, lane, mode));
                     out.push(verdict.is(format!("{share:.3}"), share >= 0.95, count));
                 }
                 None if mode == "injected" || lane == EXACT => out.push(verdict),
@@ -86,7 +91,7 @@ pub(super) fn useful(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
 /// Where the rest of the useful share went.
 fn lost(row: &Row) -> String {
     let mut text = format!(
-        "{} at {} us: {:.0} us without the computing task per fault ({:.2} faults/ms)",
+        "{} at {} us: {:.0} us of no use per fault ({:.2} faults/ms)",
         row.key.workload,
         row.key.latency_us,
         lost_us(row),
@@ -98,7 +103,7 @@ fn lost(row: &Row) -> String {
     text
 }
 
-/// Wall time per fault in which the computing task did not run.
+/// Wall time per fault that was of no use.
 fn lost_us(row: &Row) -> f64 {
     let (share, wall) =
         (row.number("useful_share").unwrap_or(0.0), row.number("wall_us").unwrap_or(0.0));
@@ -155,7 +160,7 @@ pub(super) fn bystander(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
                     "{p99} us against {quiet} us; kvm-apf {}, blocking {}{}",
                     bystander_ratio(bench, lane, "kvm-apf"),
                     bystander_ratio(bench, lane, "blocking"),
-                    host_part(bench, lane, mode)
+                    of_a_fault(bench, lane, mode)
                 ),
             )),
             None if mode == "injected" || lane == EXACT => out.push(verdict),
@@ -173,14 +178,12 @@ fn bystander_ratio(bench: &Bench, lane: &str, mode: &str) -> String {
         .map_or_else(|| "not measured".into(), |ratio| format!("{ratio:.2}"))
 }
 
-/// What the host does for a fault, where it does that on the vCPU's own CPU.
-fn host_part(bench: &Bench, lane: &str, mode: &str) -> String {
-    let host = bench
-        .of(lane, mode, "one_at_a_time")
-        .find_map(|row| row.number("host_insns_per_fault"))
-        .filter(|_| lane == Lane::Vmx.name() && Lane::Vmx.cpus() == 1);
-    host.map_or_else(String::new, |n| {
-        let us = n * 1e6 / f64::from(BOCHS_IPS);
-        format!("; the host's own part of a fault, pager included, is {us:.0} us of that CPU")
+/// What a fault takes of the vCPU's CPU, one at a time.
+fn of_a_fault(bench: &Bench, lane: &str, mode: &str) -> String {
+    bench.of(lane, mode, "one_at_a_time").next().map_or_else(String::new, |row| {
+        format!(
+            "; one at a time a fault takes {:.0} us of the vCPU's CPU, its host's part included",
+            lost_us(row)
+        )
     })
 }
