@@ -3,7 +3,7 @@
 use super::fields;
 use super::row::{Bench, Row};
 use super::sections;
-use super::summary::MODES;
+use super::summary::{BreakEven, MODES};
 use super::targets;
 use crate::lane::Lane;
 use std::fmt::Write;
@@ -73,6 +73,12 @@ fn break_even(bench: &Bench, lane: &str) -> String {
             let _ = writeln!(out, "| {mode} | {at} |");
         }
     }
+    out.push_str("\nWhat needs no waiting the host resolves at once, and nothing parks: it first asks for the page with FOLL_NOWAIT.");
+    let ours = MODES[2..].iter().filter_map(|mode| bench.break_even(lane, mode));
+    if ours.clone().count() > 0 && ours.into_iter().all(|at| matches!(at, BreakEven::Below(_))) {
+        out.push_str(" Below the\nshortest latency here there is nothing else, so that there is no wait that had better not be parked.");
+    }
+    out.push('\n');
     out
 }
 

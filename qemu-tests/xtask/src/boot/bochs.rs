@@ -78,8 +78,8 @@ fn config(boot: &Boot<'_>, iso: &str, log: &str) -> String {
          romimage: file={BIOS}\n\
          vgaromimage: file={VGABIOS}\n\
          cpu: model=corei7_skylake_x, count=1:{cpus}:1, ips={BOCHS_IPS}, reset_on_triple_fault=0\n\
-         # Time is a count of instructions: intervals do not depend on the host.\n\
-         clock: sync=none, time0=utc\n\
+         # Time is a count of instructions, from the same date on: nothing depends on the host.\n\
+         clock: sync=none, time0=1767225600\n\
          ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
          ata0-master: type=cdrom, path={iso}, status=inserted\n\
          boot: cdrom\n\
