@@ -23,6 +23,7 @@ usage: ve-apf-vmm --kernel FILE [options]
   --pin                 pin vCPU threads and the pager to different CPUs
   --hlt-in-guest        do not intercept HLT; without an interrupt to deliver, stock KVM then waits for a page inside
                         KVM_RUN instead of halting the vCPU
+  --no-pv-eoi           every end of an interrupt is an exit: the guest is not offered to leave it in memory
   --reboots N           carry out N resets; the next one ends the VM, as the first does without this
   --leave HOW           at the end: finish (deliver what is missing first), exit (at once), close (close the VM, then deliver)
   --hold-fds            another process has all descriptors of the VM open too, until it is killed
@@ -72,6 +73,8 @@ pub struct Args {
     pub pin: bool,
     /// Let the guest halt without an exit.
     pub hlt_in_guest: bool,
+    /// Offer the guest to end interrupts in memory.
+    pub pv_eoi: bool,
     /// Resets to carry out.
     pub reboots: u32,
     /// What becomes of missing pages at the end.
@@ -156,6 +159,7 @@ impl Args {
             timeout_s: p.opt_value_from_str("--timeout-s").map_err(text)?.unwrap_or(120),
             pin: p.contains("--pin"),
             hlt_in_guest: p.contains("--hlt-in-guest"),
+            pv_eoi: !p.contains("--no-pv-eoi"),
             reboots: p.opt_value_from_str("--reboots").map_err(text)?.unwrap_or(0),
             leave: p.opt_value_from_fn("--leave", Leave::parse).map_err(text)?.unwrap_or_default(),
             hold_fds: p.contains("--hold-fds"),
@@ -268,12 +272,15 @@ mod tests {
             unreachable!("a valid command line")
         };
         assert_eq!((args.vcpus, args.mem_mib, args.pin), (4, 256, true));
-        assert_eq!((args.deadline_ms, args.fail_poison), (None, false));
+        assert_eq!((args.deadline_ms, args.fail_poison, args.pv_eoi), (None, false, true));
         assert_eq!(parse(&["--help"]), Ok(Parsed::Help));
-        let Ok(Parsed::Run(args)) = parse(&["--restore", "x", "--snapshot-ms", "5-7"]) else {
+        let Ok(Parsed::Run(args)) =
+            parse(&["--restore", "x", "--snapshot-ms", "5-7", "--no-pv-eoi"])
+        else {
             unreachable!("a valid command line")
         };
         assert_eq!((args.snapshot_ms, args.snapshot_into), ((5, 7), Into::Fresh));
+        assert!(!args.pv_eoi);
     }
 
     #[test]

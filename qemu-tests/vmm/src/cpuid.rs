@@ -27,8 +27,22 @@ const XSAVE_7_EDX: u32 = 1 << 2 | 1 << 3 | 1 << 8 | 1 << 22 | 1 << 23 | 1 << 24 
 /// Leaf 0x8000_0001 ECX: XOP, FMA4.
 const XSAVE_EXT_ECX: u32 = 1 << 11 | 1 << 16;
 
+/// KVM's paravirtual features.
+const KVM_FEATURES: u32 = 0x4000_0001;
+/// Leaf 0x4000_0001 EAX: `KVM_FEATURE_PV_EOI`.
+const PV_EOI: u32 = 1 << 6;
+
+/// What a vCPU is offered or not.
+#[derive(Clone, Copy, Debug)]
+pub struct Offered {
+    /// The local APIC's timer in TSC deadline mode.
+    pub tsc_deadline: bool,
+    /// The end of an interrupt in memory, without an exit.
+    pub pv_eoi: bool,
+}
+
 /// Adapts the supported leaves to vCPU `id` of `count`.
-pub fn for_vcpu(supported: &CpuId, id: u8, count: u8, tsc_deadline: bool) -> CpuId {
+pub fn for_vcpu(supported: &CpuId, id: u8, count: u8, offered: Offered) -> CpuId {
     let mut cpuid = supported.clone();
     let id_bits = u32::from(count).next_power_of_two().trailing_zeros();
     for entry in cpuid.as_mut_slice() {
@@ -36,7 +50,7 @@ pub fn for_vcpu(supported: &CpuId, id: u8, count: u8, tsc_deadline: bool) -> Cpu
             0x1 => {
                 entry.ebx = entry.ebx & 0xffff | u32::from(count) << 16 | u32::from(id) << 24;
                 entry.ecx |= X2APIC | HYPERVISOR;
-                if tsc_deadline {
+                if offered.tsc_deadline {
                     entry.ecx |= TSC_DEADLINE;
                 }
                 entry.ecx &= !XSAVE_1_ECX;
@@ -60,6 +74,7 @@ pub fn for_vcpu(supported: &CpuId, id: u8, count: u8, tsc_deadline: bool) -> Cpu
                 entry.ebx = id.into();
                 entry.ecx = 0;
             }
+            KVM_FEATURES if !offered.pv_eoi => entry.eax &= !PV_EOI,
             _ => {}
         }
     }

@@ -17,6 +17,7 @@ use crate::args::{Args, Leave};
 use crate::boot::Again;
 use crate::bus::Bus;
 use crate::counters::Counters;
+use crate::cpuid::{self, Offered};
 use crate::memory::Ram;
 use crate::pager::{Pager, PagerThread};
 use crate::report::Reporter;
@@ -28,7 +29,7 @@ use crate::snapshot::{Shape, gate, vcpu as vcpu_state};
 use crate::stats::Stats;
 use crate::testdev::TestDevice;
 use crate::vcpu::{VcpuThread, set_boot_state};
-use crate::{acpi, bare, boot, cpuid, end, serial, sigbus, sys, vm_cap};
+use crate::{acpi, bare, boot, end, serial, sigbus, sys, vm_cap};
 
 mod running;
 
@@ -129,7 +130,7 @@ pub fn run(args: Args) -> Result<Outcome> {
     let (keeper, gates) = gate::gates(args.vcpus, msrs, args.snapshot_forgets);
     let mut vcpus = Vec::new();
     for (id, gate) in (0..args.vcpus).zip(gates) {
-        let fd = create_vcpu(&kvm, &vm, id, args.vcpus)?;
+        let fd = create_vcpu(&kvm, &vm, id, &args)?;
         if let Some(entry) = entry {
             if id == 0 || args.bare {
                 set_boot_state(&fd, entry)?;
@@ -232,7 +233,7 @@ fn create_vm(kvm: &Kvm, args: &Args) -> Result<VmFd> {
     Ok(vm)
 }
 
-fn create_vcpu(kvm: &Kvm, vm: &VmFd, id: u8, count: u8) -> Result<kvm_ioctls::VcpuFd> {
+fn create_vcpu(kvm: &Kvm, vm: &VmFd, id: u8, args: &Args) -> Result<kvm_ioctls::VcpuFd> {
     let fd = vm.create_vcpu(id.into()).with_context(|| format!("KVM_CREATE_VCPU {id}"))?;
     // 0: the host's frequency as it is known now. KVM's default is the frequency it saw when it was loaded; if the host
     // has refined that by more than 250 ppm since and cannot scale TSCs, 6.12 leaves the vCPU with a scaling ratio of 0,
@@ -240,8 +241,9 @@ fn create_vcpu(kvm: &Kvm, vm: &VmFd, id: u8, count: u8) -> Result<kvm_ioctls::Vc
     fd.set_tsc_khz(0).context("KVM_SET_TSC_KHZ")?;
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
-    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    fd.set_cpuid2(&cpuid::for_vcpu(&supported, id, count, tsc_deadline))
+    let offered =
+        Offered { tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer), pv_eoi: args.pv_eoi };
+    fd.set_cpuid2(&cpuid::for_vcpu(&supported, id, args.vcpus, offered))
         .context("KVM_SET_CPUID2")?;
     Ok(fd)
 }

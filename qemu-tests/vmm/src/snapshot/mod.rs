@@ -53,6 +53,7 @@ pub struct Shape {
     mem_mib: u32,
     slots: u32,
     hlt_in_guest: bool,
+    pv_eoi: bool,
 }
 
 impl Shape {
@@ -63,6 +64,7 @@ impl Shape {
             mem_mib: args.mem_mib,
             slots: args.slots,
             hlt_in_guest: args.hlt_in_guest,
+            pv_eoi: args.pv_eoi,
         }
     }
 }

@@ -130,8 +130,6 @@ fn table(bench: &Bench, lane: &str) -> String {
 const LIMITS: &str = "
 ## Not measured
 
-* The rate of four vCPUs: no machine with enough CPUs stays up in simulated time. What three execute for a fault is in
-  [note 4](notes/0004-how-it-is-measured.md).
 * No faults: a boot differs from the next by more than the 0.01 % asked for.
 * Instructions per fault under svm: QEMU has nothing that counts them between two addresses, with -icount or without.
 ";

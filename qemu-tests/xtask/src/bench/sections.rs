@@ -75,9 +75,9 @@ fn rates(out: &mut String, bench: &Bench, lane: &str) {
         let _ = write!(
             out,
             "\n## {lane}: several vCPUs\n\n\
-             Tasks that work {} us, then touch a page that comes after {} us, {} on each vCPU, with a CPU of L1 for each vCPU and one\n\
+             Tasks that work {} us, then touch a page that comes after {} us, both in system calls, {} on each vCPU, with a CPU of L1 for each vCPU and one\n\
              for the pager. QEMU with -icount: the time of a fault is the instructions of all CPUs, and the speed of n vCPUs is n times that of\n\
-             one over how that grows. Waiting for a lock is executed; sleeping for one is not seen, nor a pager that is the limit.\n\n\
+             one over how that grows. Waiting for a lock is executed; sleeping for one is not seen, nor a pager that is the limit. PV EOI is off.\n\n\
              | mode | vCPUs | us per fault | exits/fault | speed |\n|---|--:|--:|--:|--:|\n",
             number(one, "work_us", 0),
             one.key.latency_us,
