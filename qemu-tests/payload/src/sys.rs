@@ -68,6 +68,18 @@ pub fn run_on(pid: i32, cpus: Range<usize>) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The calling thread, and those that it makes from now on, run until they sleep; or are as all others again.
+pub fn real_time(on: bool) -> io::Result<()> {
+    let policy = if on { libc::SCHED_FIFO } else { libc::SCHED_OTHER };
+    // SAFETY: sched_param is plain integers; all zero is valid.
+    let mut param: libc::sched_param = unsafe { std::mem::zeroed() };
+    param.sched_priority = i32::from(on);
+    // Not libc's function: in musl it only fails.
+    // SAFETY: `param` lives through the call.
+    let rc = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const param) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Number of CPUs online, whether or not the caller may run on them.
 pub fn cpus_online() -> usize {
     // SAFETY: takes a plain integer.

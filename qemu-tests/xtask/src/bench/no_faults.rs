@@ -13,7 +13,7 @@ pub(super) const FIELDS: &[Field] = &[
     Field {
         name: "tsc",
         what: "time-stamp counts of no_faults' workload, in which no timer tick comes; on vmx these are instructions of guest and host together",
-        how: "of each kind, the commonest count by RDTSC of the times that it is done, less that of doing nothing; added up",
+        how: "of each kind, the least count by RDTSC of the times that it is done, less that of doing nothing; added up",
         exact: Exact::Counted,
         absent: OTHERS,
         take: |s| s.count("tsc").filter(|_| of(s)).map(Value::from),

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::os::unix::fs::FileExt;
 use std::ptr::null;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{Builder, JoinHandle};
 
@@ -25,11 +26,12 @@ pub(super) struct Kind {
 
 /// All of them: ten of each make the workload, with a hundred system calls that do next to nothing. What creates processes is not
 /// among them: no two times it takes as many instructions.
-pub(super) const KINDS: [Kind; 9] = [
+pub(super) const KINDS: [Kind; 10] = [
     Kind { name: "system call", times: 100, once: system_call },
     Kind { name: "signal to itself", times: 10, once: signal },
     Kind { name: "futex wake", times: 10, once: futex_wake },
     Kind { name: "futex wait, too late", times: 10, once: futex_wait },
+    Kind { name: "futex to another task and back", times: 10, once: hand_over },
     Kind { name: "pipe to another task and back", times: 10, once: there_and_back },
     Kind { name: "page fault", times: 10, once: page_fault },
     Kind { name: "file, 4 KiB written and read", times: 10, once: file },
@@ -42,6 +44,8 @@ pub(super) struct Things {
     to: PipeWriter,
     from: PipeReader,
     echo: JoinHandle<()>,
+    turn: Arc<AtomicU32>,
+    partner: JoinHandle<()>,
     file: File,
     page: Box<[u8; PAGE]>,
     word: AtomicU32,
@@ -51,6 +55,7 @@ pub(super) struct Things {
 impl Things {
     pub(super) fn new() -> Result<Things> {
         let (to, from, echo) = echo_task()?;
+        let (turn, partner) = partner_task()?;
         let path = std::env::temp_dir().join("ve-apf-no-faults");
         let mut options = File::options();
         options.create(true).truncate(true).read(true).write(true);
@@ -63,13 +68,15 @@ impl Things {
             return Err(std::io::Error::last_os_error().into());
         }
         let (page, word) = (Box::new([7; PAGE]), AtomicU32::new(1));
-        Ok(Things { to, from, echo, file, page, word, fresh: Pages::volatile()? })
+        Ok(Things { to, from, echo, turn, partner, file, page, word, fresh: Pages::volatile()? })
     }
 
     pub(super) fn end(self) -> Result<()> {
         drop(self.to);
-        if self.echo.join().is_err() {
-            bail!("the other task panicked");
+        self.turn.store(OVER, Ordering::SeqCst);
+        futex(&self.turn, libc::FUTEX_WAKE, 1);
+        if self.echo.join().is_err() || self.partner.join().is_err() {
+            bail!("another task panicked");
         }
         Ok(())
     }
@@ -113,6 +120,39 @@ fn futex_wait(things: &mut Things) -> Result<()> {
     let rc = futex(&things.word, libc::FUTEX_WAIT, expected);
     ensure!(rc == -1, "waited");
     Ok(())
+}
+
+/// Whose turn it is: who sleeps until it is his is woken by the other.
+const MINE: u32 = 0;
+const THEIRS: u32 = 1;
+/// Nobody's.
+const OVER: u32 = 2;
+
+fn hand_over(things: &mut Things) -> Result<()> {
+    things.turn.store(THEIRS, Ordering::SeqCst);
+    futex(&things.turn, libc::FUTEX_WAKE, 1);
+    while things.turn.load(Ordering::SeqCst) == THEIRS {
+        futex(&things.turn, libc::FUTEX_WAIT, THEIRS);
+    }
+    Ok(())
+}
+
+/// A task that hands back each turn that it gets, until nobody has one.
+fn partner_task() -> Result<(Arc<AtomicU32>, JoinHandle<()>)> {
+    let turn = Arc::new(AtomicU32::new(MINE));
+    let shared = turn.clone();
+    let body = move || {
+        loop {
+            match shared.compare_exchange(THEIRS, MINE, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => futex(&shared, libc::FUTEX_WAKE, 1),
+                Err(OVER) => return,
+                Err(_) => futex(&shared, libc::FUTEX_WAIT, MINE),
+            };
+        }
+    };
+    let task =
+        Builder::new().name("partner".to_owned()).spawn(body).context("cannot start a task")?;
+    Ok((turn, task))
 }
 
 fn there_and_back(things: &mut Things) -> Result<()> {
