@@ -68,6 +68,18 @@ pub fn run_on(pid: i32, cpus: Range<usize>) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The calling thread, and those that it makes from now on, run until they sleep; or are as all others again.
+pub fn real_time(on: bool) -> io::Result<()> {
+    let policy = if on { libc::SCHED_FIFO } else { libc::SCHED_OTHER };
+    // SAFETY: sched_param is plain integers; all zero is valid.
+    let mut param: libc::sched_param = unsafe { std::mem::zeroed() };
+    param.sched_priority = i32::from(on);
+    // Not libc's function: in musl it only fails.
+    // SAFETY: `param` lives through the call.
+    let rc = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const param) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Number of CPUs online, whether or not the caller may run on them.
 pub fn cpus_online() -> usize {
     // SAFETY: takes a plain integer.
@@ -135,21 +147,26 @@ impl Pages {
         Ok(Pages { start: start as usize, count })
     }
 
-    /// Maps anonymous pages, writes into each of them, and unmaps them again.
-    pub fn fresh(count: usize) -> io::Result<()> {
+    /// One anonymous page that [`Pages::forget`] can take away, in a page table of its own.
+    pub fn volatile() -> io::Result<Pages> {
+        const TABLE: usize = 2 << 20;
         let (prot, flags) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), count * PAGE, prot, flags, -1, 0) };
-        if start == libc::MAP_FAILED {
+        let room = unsafe { libc::mmap(std::ptr::null_mut(), 2 * TABLE, prot, flags, -1, 0) };
+        if room == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        for page in 0..count {
-            // SAFETY: inside the mapping just made, which nobody else knows.
-            unsafe { start.cast::<u8>().add(page * PAGE).write_volatile(1) };
-        }
-        // SAFETY: exactly the mapping just made; no reference into it exists.
-        match unsafe { libc::munmap(start, count * PAGE) } {
+        // SAFETY: the range was just mapped; the advice changes no content. Kernels without THP refuse: fine.
+        unsafe { libc::madvise(room, 2 * TABLE, libc::MADV_NOHUGEPAGE) };
+        Ok(Pages { start: (room as usize).next_multiple_of(TABLE), count: 1 })
+    }
+
+    /// Gives all pages back to the kernel; the next touch of each is a page fault.
+    pub fn forget(&self) -> io::Result<()> {
+        let start = self.start as *mut libc::c_void;
+        // SAFETY: the range is this mapping, which is only reached through volatile accesses.
+        match unsafe { libc::madvise(start, self.count * PAGE, libc::MADV_DONTNEED) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }

@@ -18,6 +18,7 @@ mod chart;
 mod charts;
 mod docs;
 mod fields;
+mod no_faults;
 mod page;
 pub(crate) mod probe;
 mod row;

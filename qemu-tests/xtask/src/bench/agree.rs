@@ -1,6 +1,8 @@
 //! Do two runs agree?
 
 use super::row::{Key, Row};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// By how much an exact field may differ.
@@ -34,18 +36,29 @@ pub(super) fn compare(runs: &[Vec<Row>]) -> Vec<Difference> {
             pair[0].iter().filter_map(|r| Some((r, pair[1].iter().find(|o| o.key == r.key)?)))
         {
             for field in &row.exact {
-                let (Some(a), Some(b)) = (row.number(field), other.number(field)) else { continue };
-                if (a - b).abs() > WITHIN * a.abs().max(b.abs()) {
-                    out.push(Difference {
-                        key: row.key.clone(),
-                        field: field.clone(),
-                        values: [a, b],
-                    });
+                let others = numbers(other, field);
+                for (name, a) in numbers(row, field) {
+                    let Some(b) = others.get(&name).copied() else { continue };
+                    if (a - b).abs() > WITHIN * a.abs().max(b.abs()) {
+                        out.push(Difference { key: row.key.clone(), field: name, values: [a, b] });
+                    }
                 }
             }
         }
     }
     out
+}
+
+/// A field's number, or each of them by name.
+fn numbers(row: &Row, field: &str) -> BTreeMap<String, f64> {
+    match row.values.get(field) {
+        Some(Value::Object(all)) => all
+            .iter()
+            .filter_map(|(name, n)| Some((format!("{field}, {name},"), n.as_f64()?)))
+            .collect(),
+        Some(value) => value.as_f64().map(|n| (field.to_owned(), n)).into_iter().collect(),
+        None => BTreeMap::new(),
+    }
 }
 
 #[cfg(test)]
@@ -75,5 +88,21 @@ mod tests {
             "{text}"
         );
         assert!(compare(&[run(1000, 5)]).is_empty());
+    }
+
+    #[test]
+    fn every_number_of_a_field_has_to_agree() {
+        let run = |call: u64| {
+            let kinds =
+                json!({"call": {"tsc": call, "exits": 0}, "exit": {"tsc": 90_000, "exits": 1}});
+            vec![row(Mode::VeApf, "no_faults", json!({"tsc": 90_000 + call, "kinds": kinds}))]
+        };
+        assert!(compare(&[run(1000), run(1010)]).is_empty());
+        let found = compare(&[run(1000), run(1020)]);
+        let text: Vec<String> = found.iter().map(ToString::to_string).collect();
+        assert!(
+            text.len() == 1 && text[0].ends_with("tsc_by_kind, call, is 1000 and 1020"),
+            "{text:?}"
+        );
     }
 }

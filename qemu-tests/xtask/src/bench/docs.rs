@@ -130,7 +130,8 @@ fn table(bench: &Bench, lane: &str) -> String {
 const LIMITS: &str = "
 ## Not measured
 
-* No faults: a boot differs from the next by more than the 0.01 % asked for.
+* No faults: timer ticks, which meet each boot elsewhere; an idle vCPU, whose time passes without instructions; and fork() and
+  execve(), of which no two take the same number of instructions.
 * Instructions per fault under svm: QEMU has nothing that counts them between two addresses, with -icount or without.
 ";
 
@@ -139,7 +140,7 @@ pub(super) fn schema() -> String {
     let mut out = String::from(
         "# bench.json\n\n\
          `cargo xtask bench` writes target/bench/bench.json and target/bench/report.html; `--quick` leaves out what takes long, `--runs 2` checks that what\n\
-         is exact repeats within 1 %, `--docs` writes docs/performance.md and this page. A file has `schema` (1), `quick`, `runs`,\n\
+         is exact repeats within 1 %, `--docs` writes docs/performance.md and this page. A file has `schema` (2), `quick`, `runs`,\n\
          `kernel`, `differences` (exact fields that did not repeat) and `records`. No two records have the same `lane` (svm, vmx), `mode`\n\
          (blocking, kvm-apf, injected, hardware, hardware-polling), `workload`, `vcpus`, `tasks` and `latency_us`. Injected mode is what the case\n\
          tables call ve-apf. Of the fields below each record has all. One that has no value is null, and `absent` says why; of the others\n\

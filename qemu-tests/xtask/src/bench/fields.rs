@@ -1,6 +1,7 @@
 //! The fields of a record: what each means, where it is from, and when it is absent.
 
 use super::answers;
+use super::no_faults;
 use super::source::{Source, count_of, round};
 use crate::cases::Mode;
 use crate::lane::Lane;
@@ -69,7 +70,7 @@ const NO_COMPUTE: &str = "no task computes beside, or what it does alone was not
 
 /// All of them, in the order of the documentation.
 pub(super) fn all() -> impl Iterator<Item = &'static Field> {
-    FIELDS.iter().chain(answers::FIELDS)
+    FIELDS.iter().chain(no_faults::FIELDS).chain(answers::FIELDS)
 }
 
 const FIELDS: &[Field] = &[
@@ -284,14 +285,6 @@ const FIELDS: &[Field] = &[
         exact: Exact::Never,
         absent: "the workload has no bystander",
         take: |s| s.at("bystander_quiet_us", "p99").map(Value::from),
-    },
-    Field {
-        name: "tsc",
-        what: "time-stamp counts of no_faults' rounds together; on vmx these are instructions of guest and host together",
-        how: "RDTSC in the workload",
-        exact: Exact::Never,
-        absent: "no_faults only",
-        take: |s| s.at("tsc", "sum").map(Value::from),
     },
     Field {
         name: "suspended",

@@ -1,5 +1,6 @@
 //! Parts of docs/performance.md for workloads whose figures are their own.
 
+use super::no_faults;
 use super::row::{Bench, Row};
 use super::summary::MODES;
 use std::fmt::Write;
@@ -64,6 +65,7 @@ pub(super) fn sections(bench: &Bench, lane: &str) -> String {
             number(row, "exits_per_fault", 2),
         );
     }
+    no_faults::section(&mut out, bench, lane);
     rates(&mut out, bench, lane);
     out
 }

@@ -2,6 +2,7 @@
 
 use super::row::Bench;
 
+mod no_faults;
 mod rate;
 mod shares;
 
@@ -69,7 +70,7 @@ pub(super) fn all(bench: &Bench) -> Vec<Verdict> {
         shares::bystander(bench, best, &mut out);
     }
     instructions(bench, &mut out);
-    no_faults(bench, &mut out);
+    no_faults::all(bench, &mut out);
     rate::of_vcpus(bench, &mut out);
     out
 }
@@ -133,37 +134,6 @@ fn instructions(bench: &Bench, out: &mut Vec<Verdict>) {
                 ),
                 _ => verdict,
             });
-        }
-    }
-}
-
-/// Against a guest with `no-ve-apf`. Blocking and kvm-apf both are one: what they differ by is what a boot differs by from the
-/// next, and less than that is not resolved.
-fn no_faults(bench: &Bench, out: &mut Vec<Verdict>) {
-    let of = |mode: &str, field: &str| {
-        bench.of(EXACT, mode, "no_faults").find_map(|row| row.number(field))
-    };
-    for mode in OURS {
-        for (what, field, target, limit) in [
-            ("extra exits", "all_exits", "0", 0.0),
-            ("extra instructions of guest and host", "tsc", "<= 0.01 %", 0.01),
-        ] {
-            let mut verdict = Verdict::new(format!("no faults: {what}, {mode}"), target);
-            if let (Some(ours), Some(stock), Some(other)) =
-                (of(mode, field), of("kvm-apf", field), of("blocking", field))
-            {
-                let percent = 100.0 * (ours - stock) / stock.max(1.0);
-                let noise = 100.0 * (other - stock).abs() / stock.max(1.0);
-                let count = format!(
-                    "{ours} against {stock} with no-ve-apf; two boots without ve-apf differ by {noise:.3} %"
-                );
-                verdict = verdict.is(format!("{percent:+.3} %"), percent <= limit, count);
-                if percent > limit && percent <= noise {
-                    verdict.met = None;
-                    verdict.count.push_str(", so this is not resolved");
-                }
-            }
-            out.push(verdict);
         }
     }
 }
