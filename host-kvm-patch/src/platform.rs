@@ -68,6 +68,12 @@ pub trait Vm<const W: usize, const N: usize, const V: usize> {
     /// Makes the vCPU call [`complete`](crate::complete::complete) soon. Called with the VM's lock held.
     fn kick(&self, vcpu: u32, mode: KickMode);
 
+    /// The same, but others of the vCPU's slots still wait: if it runs it may be left in the guest for
+    /// a bounded time, to be told of all at once. Whatever it exits for meanwhile, it does so then.
+    fn kick_soon(&self, vcpu: u32, mode: KickMode) {
+        self.kick(vcpu, mode);
+    }
+
     /// How to kick.
     fn kick_mode(&self) -> KickMode {
         KickMode::Wake

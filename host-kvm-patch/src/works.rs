@@ -98,6 +98,8 @@ pub struct Works<const W: usize = 1024, const N: usize = 4096, const V: usize = 
     buckets: [Link; W],
     waiters: [Waiter; N],
     mailboxes: [Link; V],
+    /// Of each vCPU, how many wait whose work is not over.
+    waiting: [u32; V],
     free_works: Link,
     free_waiters: Link,
     /// Entries never used so far lie above these.
@@ -115,6 +117,7 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
             buckets: [None; W],
             waiters: [Waiter::default(); N],
             mailboxes: [None; V],
+            waiting: [0; V],
             free_works: None,
             free_waiters: None,
             used_works: 0,
@@ -127,6 +130,13 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
     #[must_use]
     pub fn running(&self) -> u32 {
         self.running
+    }
+
+    /// How many slots of the vCPU, itself included, wait for a work that is not over.
+    #[must_use]
+    pub fn waiting(&self, vcpu: u32) -> u32 {
+        let index = usize::try_from(vcpu).unwrap_or(usize::MAX);
+        self.waiting.get(index).copied().unwrap_or(0)
     }
 
     /// Is anything in the vCPU's mailbox?
@@ -177,6 +187,9 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
                 work: Some(work),
                 next: head,
             };
+        }
+        if let Some(waiting) = self.waiting_mut(vcpu) {
+            *waiting += 1;
         }
         Ok((Ticket(entry), joined))
     }
@@ -242,7 +255,18 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
         if let Some(waiter) = self.waiter_mut(at) {
             waiter.next = head;
         }
-        vm.kick(vcpu, vm.kick_mode());
+        match self.waits_no_more(vcpu) {
+            0 => vm.kick(vcpu, vm.kick_mode()),
+            _ => vm.kick_soon(vcpu, vm.kick_mode()),
+        }
+    }
+
+    /// One fewer waits; returns how many are left.
+    fn waits_no_more(&mut self, vcpu: u32) -> u32 {
+        self.waiting_mut(vcpu).map_or(0, |waiting| {
+            *waiting = waiting.saturating_sub(1);
+            *waiting
+        })
     }
 
     /// Takes one finished fault of the vCPU.
@@ -264,7 +288,11 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
         let waiter = *self.waiter_mut(ticket.0)?;
         self.unlink(ticket.0, waiter);
         self.free_waiter(ticket.0);
-        waiter.work.is_none().then_some(waiter.resolution)
+        if waiter.work.is_none() {
+            return Some(waiter.resolution);
+        }
+        self.waits_no_more(waiter.vcpu);
+        None
     }
 
     /// Does a work run that would give this page?
@@ -392,6 +420,10 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
 
     fn waiter_mut(&mut self, at: NonZeroU32) -> Option<&mut Waiter> {
         self.waiters.get_mut(index(at))
+    }
+
+    fn waiting_mut(&mut self, vcpu: u32) -> Option<&mut u32> {
+        self.waiting.get_mut(usize::try_from(vcpu).ok()?)
     }
 
     fn mailbox(&self, vcpu: u32) -> Option<&Link> {

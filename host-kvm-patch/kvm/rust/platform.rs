@@ -126,6 +126,11 @@ impl Vm<WORKS, WAITERS, VCPUS> for ThisVm {
         // SAFETY: as `start`. KVM's kick covers every mode: its LAPIC is never passed through.
         unsafe { sys::ve_apf_vm_kick(self.0, vcpu) }
     }
+
+    fn kick_soon(&self, vcpu: u32, _: KickMode) {
+        // SAFETY: as `kick`.
+        unsafe { sys::ve_apf_vm_kick_soon(self.0, vcpu) }
+    }
 }
 
 impl Vcpu for ThisVcpu {

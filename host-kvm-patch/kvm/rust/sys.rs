@@ -85,6 +85,7 @@ unsafe extern "C" {
     ) -> bool;
     pub(crate) fn ve_apf_vm_now(vm: *mut KvmVm) -> u64;
     pub(crate) fn ve_apf_vm_kick(vm: *mut KvmVm, vcpu: u32);
+    pub(crate) fn ve_apf_vm_kick_soon(vm: *mut KvmVm, vcpu: u32);
     pub(crate) fn ve_apf_vcpu_vm(v: *mut KvmVcpu) -> *mut KvmVm;
     pub(crate) fn ve_apf_vcpu_state(v: *mut KvmVcpu) -> *mut c_void;
     pub(crate) fn ve_apf_vcpu_index(v: *mut KvmVcpu) -> u32;

@@ -16,6 +16,8 @@ pub enum Choice {
     Interrupt(usize),
     /// The IPI of a kick arrives.
     Ipi(usize),
+    /// The time to gather completions is over.
+    Timer(usize),
     /// An NMI arrives.
     Nmi(usize),
     /// The scheduler picks a task.
@@ -59,6 +61,7 @@ impl Choice {
             Self::Vcpu(_)
                 | Self::Interrupt(_)
                 | Self::Ipi(_)
+                | Self::Timer(_)
                 | Self::Run(..)
                 | Self::Worker(_)
                 | Self::Look(_)
@@ -78,6 +81,9 @@ pub fn choices(world: &World, state: &State, out: &mut Vec<Choice>) {
             out.push(Choice::Nmi(vcpu));
         }
         vcpu_choices(world, state, vcpu, out);
+        if state.vcpus[vcpu].gathering {
+            out.push(Choice::Timer(vcpu));
+        }
         poll_choices(state, vcpu, out);
     }
     for worker in 0..state.workers.len() {

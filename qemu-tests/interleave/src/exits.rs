@@ -185,6 +185,9 @@ impl<'a> Host<'a> {
         }
         let done = self.owning(|state| complete(&self.cpu, state, &self.vm()))?;
         self.cpu.thread.note(|| format!("completed: {done:?}"));
+        if self.cpu.thread.world.scenario.gathers && done.interrupt && done.resolved > 1 {
+            self.reach(Reach::Gathered);
+        }
         match done {
             Completed { stuck: true, .. } => self.stop_polling(),
             Completed { submitted: 1.., .. } => self.start_polling(),

@@ -3,7 +3,7 @@
 
 use crate::choices::{Choice, choices};
 use crate::hash::{self, Seen};
-use crate::host::is_empty;
+use crate::host::{gathers_in_vain, is_empty};
 use crate::info::wrong_state;
 use crate::machine::Machine;
 use crate::scenario::{Reach, Scenario};
@@ -111,7 +111,9 @@ pub fn explore(scenario: &Scenario) -> Result<Explored, Violation> {
                     world.violate(what);
                 }
             }
-            if let Some(what) = world.with(|state| wrong_state(state)) {
+            if let Some(what) =
+                world.with(|state| wrong_state(state).or_else(|| gathers_in_vain(state)))
+            {
                 world.violate(what);
             }
             if path.len() > LONGEST {

@@ -3,7 +3,8 @@
 use crate::fiber::Thread;
 use crate::hash::Owned;
 use crate::ring::ModelRing;
-use crate::vcpu::VcpuModel;
+use crate::scenario::Broken;
+use crate::vcpu::{Mode, VcpuModel};
 use crate::world::{Frame, State, VmWorks, Worker, World};
 use ve_apf_abi::ring::{VE_APF_CAUSE_DEADLINE, VE_APF_CAUSE_GONE};
 use ve_apf_host::platform::{KickMode, Mapping, Page, Resolution, Vcpu, Vm};
@@ -66,6 +67,21 @@ impl Vm<4, 6, 2> for HostVm<'_> {
             let vcpu = &mut state.vcpus[vcpu as usize];
             vcpu.request = true;
             vcpu.ipi |= vcpu.announced;
+        });
+    }
+
+    /// Whoever runs is kicked by the timer.
+    fn kick_soon(&self, index: u32, mode: KickMode) {
+        let scenario = &self.world.scenario;
+        let runs = self.world.with(|state| state.vcpus[index as usize].announced);
+        if !scenario.gathers || !runs {
+            return self.kick(index, mode);
+        }
+        self.world.note(|| format!("kick vCPU {index} soon"));
+        self.world.with(|state| {
+            let vcpu = &mut state.vcpus[index as usize];
+            vcpu.request |= scenario.broken != Some(Broken::GathersWithoutRequest);
+            vcpu.gathering = true;
         });
     }
 }
@@ -250,6 +266,21 @@ pub fn write_en(world: &'static World, vcpu: usize) {
 pub fn hardware_off(state: &mut State, vcpu: usize) {
     state.vcpus[vcpu].veinfo = false;
     state.declared &= state.vcpus.iter().any(|vcpu| vcpu.veinfo);
+}
+
+/// A vCPU that runs is left in the guest with completions, and none is to come.
+pub fn gathers_in_vain(state: &State) -> Option<String> {
+    let mut works = state.works.get().cloned()?;
+    for (index, vcpu) in state.vcpus.iter().enumerate() {
+        let (Some(host), Some(poll)) = (vcpu.host.get(), vcpu.poll.get()) else { continue };
+        let mail = std::iter::from_fn(|| works.take_mail(index as u32)).count();
+        let waits = host.held().count_ones() as usize + usize::from(host.is_stopped());
+        let told = vcpu.mode != Mode::Guest || !vcpu.request || vcpu.ipi;
+        if !told && vcpu.gathering && poll.is_empty() && waits == mail {
+            return Some(format!("vCPU {index} is not told of {mail} completions, the last ones"));
+        }
+    }
+    None
 }
 
 /// Nothing of ours is left in the VM's table.

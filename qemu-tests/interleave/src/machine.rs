@@ -6,6 +6,7 @@ use crate::fiber::{Fiber, Stacks, Thread};
 use crate::host::{expire, finish, moved, write_en};
 use crate::nmi::run_nmi;
 use crate::poll::run_poller;
+use crate::scenario::{Broken, Reach};
 use crate::task::{run_interrupt, run_task};
 use crate::vcpu::{Exit, Mode};
 use crate::world::{Frame, Status, World, name};
@@ -93,6 +94,7 @@ impl Machine {
                 }
             }
             Choice::Ipi(vcpu) => world.with(|state| state.vcpus[vcpu].exit(Exit::Kick)),
+            Choice::Timer(index) => self.timer(index),
             Choice::Run(vcpu, task) => {
                 world.with(|state| {
                     state.vcpus[vcpu].current = Some(task);
@@ -138,6 +140,22 @@ impl Machine {
         } else if let Some(task) = current {
             world.act(|| format!("vCPU {vcpu} task {}", name(task)));
             self.resume(task, move |thread| run_task(thread, task));
+        }
+    }
+
+    fn timer(&self, index: usize) {
+        let world = self.world;
+        world.act(|| "timer".into());
+        world.note(|| format!("kick vCPU {index}, if it has not looked"));
+        let forgets = world.scenario.broken == Some(Broken::TimerWithoutKick);
+        let kicked = world.with(|state| {
+            let vcpu = &mut state.vcpus[index];
+            vcpu.gathering = false;
+            vcpu.ipi |= vcpu.request && vcpu.announced && !forgets;
+            vcpu.request
+        });
+        if !kicked {
+            world.reach(Reach::ToldBefore);
         }
     }
 

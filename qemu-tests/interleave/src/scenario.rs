@@ -165,6 +165,10 @@ pub enum Reach {
     Collected,
     /// The poller had to leave something to the vCPU's thread.
     Left,
+    /// A vCPU was told of several completions at once, by the timer.
+    Gathered,
+    /// The timer found that the vCPU had exited for something else.
+    ToldBefore,
 }
 
 /// A rule that is broken on purpose, in what the harness supplies.
@@ -178,6 +182,10 @@ pub enum Broken {
     ExpectsTooLate,
     /// The guest switches hardware mode on without clearing the busy word.
     KeepsBusy,
+    /// A vCPU that is to be kicked soon is not asked to look at once.
+    GathersWithoutRequest,
+    /// A timer that is over kicks nobody.
+    TimerWithoutKick,
 }
 
 /// A machine and its tasks.
@@ -209,6 +217,8 @@ pub struct Scenario {
     pub loses_pages: bool,
     /// The completion interrupt may be held up by others though IF is set.
     pub late_interrupts: bool,
+    /// The host leaves a vCPU in the guest for a while if more completions are to come.
+    pub gathers: bool,
     /// What it is for.
     pub reaches: Vec<Reach>,
     /// Partial-order reduction; off to test that it hides nothing.
@@ -246,6 +256,7 @@ impl Scenario {
             announced: true,
             request: false,
             ipi: false,
+            gathering: false,
             irr: false,
             lapic: true,
             enabled: true,

@@ -1,6 +1,7 @@
 //! The scenarios: small machines, each around one thing that can go wrong. Injected mode here,
 //! hardware mode in [`hardware`], vCPUs that cannot be told in [`stopped`].
 
+mod gather;
 mod hardware;
 mod polling;
 mod stopped;
@@ -46,6 +47,7 @@ fn base(name: &'static str) -> Scenario {
         late_interrupts: false,
         reaches: vec![Reach::Parked],
         reduced: true,
+        gathers: false,
         broken: None,
     }
 }
@@ -89,6 +91,7 @@ pub fn all() -> Vec<Scenario> {
         stopped::all(),
         hardware::all(),
         polling::all(),
+        gather::all(),
     ];
     groups.concat()
 }

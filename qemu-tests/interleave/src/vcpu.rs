@@ -152,6 +152,8 @@ pub struct VcpuModel {
     pub request: bool,
     /// An IPI is on its way.
     pub ipi: bool,
+    /// A timer runs, and then kicks it if it still has to look.
+    pub gathering: bool,
     /// The completion vector is pending in the LAPIC.
     pub irr: bool,
     /// The LAPIC is enabled.

@@ -161,6 +161,16 @@ scenarios! {
     poll_disable: "poll-disable",
     poll_disable_enable: "poll-disable-enable",
     poll_restore: "poll-restore",
+    gather: "gather",
+    gather_moved: "gather-moved",
+    gather_twice: "gather-twice",
+    gather_fail: "gather-fail",
+    gather_kill: "gather-kill",
+    gather_deadline: "gather-deadline",
+    gather_disable_enable: "gather-disable-enable",
+    gather_restore: "gather-restore",
+    gather_poll: "gather-poll",
+    gather_poll_leave: "gather-poll-leave",
 }
 
 /// Rule 14: the kick that comes between the last look at the mailbox and the announcement.
@@ -170,6 +180,16 @@ fn without_a_second_look_a_wakeup_is_lost() {
     let violation = explore(&broken).expect_err("the lost wake-up must be found");
     assert!(violation.what.contains("is stuck"), "{violation}");
     assert!(violation.trace.len() > 10, "a trace tells how: {violation}");
+}
+
+/// A vCPU that is kicked soon: at the latest by the timer, and at once if it is about to enter.
+#[test]
+fn what_is_gathered_is_told() {
+    for broken in [Broken::GathersWithoutRequest, Broken::TimerWithoutKick] {
+        let violation = explore(&Scenario { broken: Some(broken), ..scenario("gather") });
+        let violation = violation.expect_err("the lost wake-up must be found");
+        assert!(violation.what.contains("is stuck"), "{broken:?}: {violation}");
+    }
 }
 
 /// Where the kernel around the state machine knows less than the CPU.

@@ -1,6 +1,7 @@
 //! Runs in L1: VMMs that end while threads of their VM wait for pages.
 //!
 //! * `killed`: SIGKILL; `suspended`, `blocked`: the same, while the vCPU itself waits for a page, by the guest's wish or by KVM's.
+//! * `polled`: the same, of slots that the host polls for.
 //! * `exited`: the process ends by itself, and delivers nothing.
 //! * `finished`: the guest is at its end, and the pages come when its vCPUs are closed.
 //! * `closed`: the VM is closed, and the pages come after that.
@@ -22,8 +23,8 @@ use left::{Memory, Remains};
 use vmm::Vmm;
 
 /// What can be asked for.
-pub const HOWS: [&str; 7] =
-    ["killed", "suspended", "blocked", "exited", "finished", "closed", "held"];
+pub const HOWS: [&str; 8] =
+    ["killed", "polled", "suspended", "blocked", "exited", "finished", "closed", "held"];
 
 /// What to do.
 #[derive(Debug)]
@@ -96,8 +97,9 @@ pub fn run(plan: &Plan) -> Result<()> {
 /// One VMM; returns how long it took from its end to the last trace of it.
 fn one(plan: &Plan) -> Result<Duration> {
     let (options, then) = plan.vmm_options();
+    let poll = if plan.how == "polled" { " veapf.poll=1" } else { "" };
     let cmdline =
-        format!("veapf.run=hold veapf.outstanding={} veapf.then={then}", plan.outstanding);
+        format!("veapf.run=hold veapf.outstanding={} veapf.then={then}{poll}", plan.outstanding);
     let mut vmm = Vmm::start(plan, options, &cmdline)?;
     let holder = match plan.how {
         "held" => vmm.wait_for("kind", "holder", LIMIT)?["pid"].as_i64(),

@@ -2,7 +2,8 @@
 //!
 //! Options: `outstanding` (62), `then` (`wait`: for ever; `exit`: ends the VM at once; `suspend`, `block`: touches one page more
 //! where it may not sleep, or where no fault can be delivered, so that the vCPU stands still; `ring`: the same, of a page that
-//! the host cannot tell of, since the ring's own is missing).
+//! the host cannot tell of, since the ring's own is missing), `poll` (1: nobody touches a page; the slots are handed in, and a
+//! host that polls finds them).
 
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -15,6 +16,7 @@ use x86_64::instructions::interrupts;
 use crate::arena;
 use crate::device::{self, Content};
 use crate::suite::{Check, Test};
+use crate::tests::poll;
 
 /// Says `holding` when as many faults wait as were asked for.
 pub(crate) const HOLD: Test = Test::any("hold", "hold", hold);
@@ -25,12 +27,17 @@ pub(super) fn park(check: &mut Check<'_>, outstanding: usize, first: usize, roun
     if outstanding > 0 {
         device::evict_arena(first..first + outstanding, round);
     }
-    for page in first..first + outstanding {
-        check.cpu.sched.spawn(|page| _ = arena::read(page, 0), page);
+    if poll::asked_for(&check.boot.options) {
+        let unrung = poll::hand_in_all(check.cpu, first, outstanding);
+        check.that("the host does not poll", unrung > 0 || outstanding < 2);
+    } else {
+        for page in first..first + outstanding {
+            check.cpu.sched.spawn(|page| _ = arena::read(page, 0), page);
+        }
+        // Each faults as soon as it runs; a fault may have to be repeated.
+        (0..100).for_each(|_| check.cpu.sched.yield_now());
+        check.equal("tasks asleep", check.cpu.sched.asleep() as u64, outstanding as u64);
     }
-    // Each faults as soon as it runs; a fault may have to be repeated.
-    (0..100).for_each(|_| check.cpu.sched.yield_now());
-    check.equal("tasks asleep", check.cpu.sched.asleep() as u64, outstanding as u64);
     let active = check.cpu.ring().bits(Bitmap::Active).count_ones();
     check.equal("slots in use", active.into(), outstanding as u64);
 }

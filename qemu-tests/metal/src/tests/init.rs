@@ -1,9 +1,9 @@
 //! INIT comes to a CPU while faults of its tasks are outstanding: its ring is never written again, though the pages come, and
 //! the others go on. Those CPUs stay where they are, so this runs last.
 //!
-//! Options: `spin` (cycles of the TSC).
+//! Options: `spin` (cycles of the TSC), `poll` (1: slots are handed in, and a host that polls finds them).
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 
 use ve_apf_metal::abi::access::{Bitmap, RingAccess};
 use ve_apf_metal::cpu::{self, Cpu, Mode, this};
@@ -11,6 +11,7 @@ use ve_apf_metal::{lapic, sys};
 use ve_apf_testdev::PolicyArgs;
 
 use crate::suite::{self, Check, Test};
+use crate::tests::poll;
 use crate::{arena, device, smp};
 
 /// All CPUs but the first.
@@ -27,6 +28,8 @@ const SPIN: u64 = 100_000_000;
 const MARK: u64 = 0x5a5a_6d65_7461_6c21;
 
 static HARDWARE: AtomicUsize = AtomicUsize::new(0);
+static POLL: AtomicBool = AtomicBool::new(false);
+static UNRUNG: AtomicU64 = AtomicU64::new(0);
 static PARKED: AtomicU64 = AtomicU64::new(0);
 
 fn park(index: usize) {
@@ -35,10 +38,14 @@ fn park(index: usize) {
     if index == 0 || suite::switch_on(this(), mode).is_err() {
         return;
     }
-    for number in 0..outstanding {
-        this().sched.spawn(|page| _ = arena::read(page, 0), index * EACH + number);
+    if POLL.load(Relaxed) {
+        UNRUNG.fetch_add(poll::hand_in_all(this(), index * EACH, outstanding), SeqCst);
+    } else {
+        for number in 0..outstanding {
+            this().sched.spawn(|page| _ = arena::read(page, 0), index * EACH + number);
+        }
+        (0..100).for_each(|_| this().sched.yield_now());
     }
-    (0..100).for_each(|_| this().sched.yield_now());
     PARKED.fetch_add(this().ring().bits(Bitmap::Active).count_ones().into(), SeqCst);
     if index == SUSPENDED {
         // One fault more, where this CPU may not sleep.
@@ -75,6 +82,7 @@ fn spin(check: &Check<'_>) {
 fn init(check: &mut Check<'_>) {
     let cpus = check.boot.cpus;
     HARDWARE.store((check.boot.mode == Mode::Hardware).into(), Relaxed);
+    POLL.store(poll::asked_for(&check.boot.options), Relaxed);
     let missing = |index: usize| {
         let parked = OUTSTANDING.get(index).copied().unwrap_or(0);
         index * EACH..index * EACH + parked + usize::from(index == SUSPENDED)
@@ -108,6 +116,7 @@ fn init(check: &mut Check<'_>) {
     check.right(wrong.map(|page| arena::wrong_bytes(page, ROUND)).sum());
     check.number("cpus", cpus as u64);
     check.number("outstanding", wanted as u64);
+    check.number("unrung", UNRUNG.load(SeqCst));
     // This CPU is as it was.
     device::set_policy([], PolicyArgs::fixed(2000));
     device::evict_arena(0..4, ROUND + 1);

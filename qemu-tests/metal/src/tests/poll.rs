@@ -7,9 +7,11 @@ use ve_apf_metal::abi::access::{Bitmap, FaultInfo, RingAccess};
 use ve_apf_metal::abi::hypercall::{VE_APF_OP_SUBMIT, VE_APF_QUEUED};
 use ve_apf_metal::abi::ring::{SlotIndex, VE_APF_HOST_POLLING};
 use ve_apf_metal::abi::word::{SlotWord, State};
+use ve_apf_metal::cpu::Cpu;
 use ve_apf_metal::sys::{hypercall, tsc};
 use ve_apf_testdev::PolicyArgs;
 
+use crate::options::Options;
 use crate::suite::{Check, Test};
 use crate::{arena, device};
 
@@ -17,6 +19,11 @@ use crate::{arena, device};
 pub(crate) const ONE: Test = Test::any("poll", "poll_one", |check| run(check, 1));
 /// Sixteen slots at a time, whose pages come together.
 pub(crate) const BURST: Test = Test::any("poll", "poll_burst", |check| run(check, 16));
+
+/// Does another test want its slots handed in by [`hand_in_all`]?
+pub(super) fn asked_for(options: &Options) -> bool {
+    options.number("poll", 0) != 0
+}
 
 /// What a slot of this test was told, and how often.
 #[derive(Default)]
@@ -41,7 +48,7 @@ fn run(check: &mut Check<'_>, burst: usize) {
     let exits = check.measure(|check| {
         for first in (0..pages).step_by(burst) {
             for page in first..pages.min(first + burst) {
-                hand_in(check, page - first, page, &mut told);
+                hand_in(check.cpu, page - first, page, &mut told);
             }
             for page in first..pages.min(first + burst) {
                 wrong += wait_for(check, page - first, page, round);
@@ -63,9 +70,16 @@ fn run(check: &mut Check<'_>, burst: usize) {
     check.equal("left in submitted", check.cpu.ring().bits(Bitmap::Submitted), 0);
 }
 
+/// Hands in this CPU's first slots for pages from `first` on; returns for how many it did not ring.
+pub(super) fn hand_in_all(cpu: &Cpu, first: usize, count: usize) -> u64 {
+    let mut told = Told::default();
+    (0..count).for_each(|index| hand_in(cpu, index, first + index, &mut told));
+    told.unrung
+}
+
 /// Publishes slot `index` for a page, and rings if need be.
-fn hand_in(check: &Check<'_>, index: usize, page: usize, told: &mut Told) {
-    let ring = check.cpu.ring();
+fn hand_in(cpu: &Cpu, index: usize, page: usize, told: &mut Told) {
+    let ring = cpu.ring();
     let Some(slot) = SlotIndex::new(index as u64) else { return };
     ring.set_bits(Bitmap::Active, slot.bit());
     let free = ring.word(slot);
