@@ -8,7 +8,8 @@ use crate::abi::ring::{Ring, Slot, SlotIndex};
 use crate::abi::word::SlotWord;
 use core::mem::offset_of;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
 /// A mapped ring.
 #[derive(Clone, Copy)]
@@ -78,7 +79,8 @@ impl RingAccess for RingPtr {
     }
 
     fn set_injected(&self, value: u32) {
-        self.u32_at(offset_of!(Ring, injected)).store(value, SeqCst);
+        // The sides read and write it by turns: the host while the vCPU is stopped.
+        self.u32_at(offset_of!(Ring, injected)).store(value, Release);
     }
 
     fn host_flags(&self) -> u32 {

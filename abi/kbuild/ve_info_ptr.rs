@@ -5,7 +5,8 @@ use crate::abi::ring::{VE_APF_SLOT_GLA_VALID, VE_APF_SLOT_HARDWARE};
 use crate::abi::ve_info::{VE_APF_QUAL_GLA_VALID, VeInfo};
 use core::mem::offset_of;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
 /// A mapped VE info area.
 #[derive(Clone, Copy)]
@@ -33,7 +34,7 @@ impl VeInfoPtr {
 
 impl VeInfoAccess for VeInfoPtr {
     fn busy(&self) -> u32 {
-        self.u32_at(offset_of!(VeInfo, busy)).load(SeqCst)
+        self.u32_at(offset_of!(VeInfo, busy)).load(Acquire)
     }
 
     fn fault(&self) -> FaultInfo {
@@ -52,6 +53,7 @@ impl VeInfoAccess for VeInfoPtr {
     }
 
     fn clear_busy(&self) {
-        self.u32_at(offset_of!(VeInfo, busy)).store(0, SeqCst);
+        // Nobody but this CPU looks at it, in program order.
+        self.u32_at(offset_of!(VeInfo, busy)).store(0, Release);
     }
 }

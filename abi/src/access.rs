@@ -44,7 +44,7 @@ pub trait VeInfoAccess {
     fn clear_busy(&self);
 }
 
-/// Access to one ring. Bitmap and word operations are sequentially consistent.
+/// Access to one ring. Operations on bitmaps, words and `host_flags` are sequentially consistent.
 pub trait RingAccess {
     /// Reads a bitmap.
     fn bits(&self, map: Bitmap) -> u64;

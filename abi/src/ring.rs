@@ -5,7 +5,6 @@
 //! the word last; whoever frees it writes NONE first and clears the bit last.
 
 use core::mem::{offset_of, size_of};
-use core::num::NonZeroU64;
 use static_assertions::{const_assert, const_assert_eq};
 
 /// Slots in a ring; also the number of bits in use in its bitmaps (62 and 63 are zero).
@@ -129,12 +128,8 @@ impl SlotIndex {
 
     /// The lowest slot whose bit is set; bits 62 and 63 do not count.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "below 62")]
     pub const fn lowest(bits: u64) -> Option<Self> {
-        match NonZeroU64::new(bits & VE_APF_SLOT_MASK) {
-            Some(bits) => Some(Self(bits.trailing_zeros() as u8)),
-            None => None,
-        }
+        Self::new(bits.trailing_zeros() as u64)
     }
 
     /// As an integer.

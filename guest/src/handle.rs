@@ -2,12 +2,10 @@
 
 use crate::platform::{Event, Platform, Sleep, SuspendReason};
 use crate::waiters::Waiter;
-use core::sync::atomic::{Ordering, fence};
 use ve_apf_abi::access::{Bitmap, FaultInfo, RingAccess, VeInfoAccess};
-use ve_apf_abi::hypercall::{VE_APF_FAIL, VE_APF_RESOLVED};
+use ve_apf_abi::hypercall::{VE_APF_FAIL, VE_APF_QUEUED, VE_APF_RESOLVED};
 use ve_apf_abi::ring::{
-    SlotIndex, VE_APF_CAUSE_GONE, VE_APF_HOST_POLLING, VE_APF_SLOT_GLA_VALID, VE_APF_SLOT_MASK,
-    injected_slot,
+    SlotIndex, VE_APF_CAUSE_GONE, VE_APF_HOST_POLLING, VE_APF_SLOT_GLA_VALID, injected_slot,
 };
 use ve_apf_abi::word::{SlotWord, State};
 
@@ -65,7 +63,7 @@ fn injected<P: Platform>(cpu: &P, mode: Mode) -> Verdict {
     cpu.report(Event::Fault(slot));
 
     let outcome = as_permitted(cpu, mode, slot, |permission| match permission {
-        Ok(sleep) => park(cpu, slot, sleep),
+        Ok(sleep) => early(cpu, slot).or_else(|| park(cpu, slot, sleep)),
         Err(reason) => Some(suspend(cpu, slot, reason)),
     });
     conclude(cpu, slot, outcome)
@@ -92,10 +90,10 @@ fn delivered<P: Platform>(cpu: &P, info: &P::VeInfo, mode: Mode) -> Verdict {
 
     let outcome = as_permitted(cpu, mode, slot, |permission| match permission {
         Ok(sleep) => {
-            submit(cpu, slot);
+            let early = submit(cpu, slot);
             // Not before the host has the slot, or is bound to take it.
             info.clear_busy();
-            park(cpu, slot, sleep)
+            early.or_else(|| park(cpu, slot, sleep))
         }
         Err(reason) => {
             let word = suspend(cpu, slot, reason);
@@ -157,7 +155,7 @@ fn failure(fault: &FaultInfo, cause: u16) -> Verdict {
 #[inline]
 fn take_slot<R: RingAccess>(ring: &R, info: &impl VeInfoAccess) -> Option<SlotIndex> {
     loop {
-        let slot = SlotIndex::lowest(!ring.bits(Bitmap::Active) & VE_APF_SLOT_MASK)?;
+        let slot = SlotIndex::lowest(!ring.bits(Bitmap::Active))?;
         // Against a host that takes slots while this vCPU runs: none does.
         if ring.set_bits(Bitmap::Active, slot.bit()) & slot.bit() != 0 {
             continue;
@@ -170,24 +168,26 @@ fn take_slot<R: RingAccess>(ring: &R, info: &impl VeInfoAccess) -> Option<SlotIn
                 return Some(slot);
             }
         }
-        // Nobody but the other side, broken, leaves such a word behind a free bit: the slot stays
-        // taken.
+        // Only the other side, broken, leaves such a word behind a free bit: the slot stays taken.
     }
 }
 
-/// Hands a slot to the host: leaves it to one that polls, else rings, and a page that is there
-/// after all is answered at once.
-fn submit<P: Platform>(cpu: &P, slot: SlotIndex) {
+/// Hands a slot to the host: leaves it to one that polls, else rings. Returns the
+/// outcome where the host has it at once: the page is there after all.
+fn submit<P: Platform>(cpu: &P, slot: SlotIndex) -> Option<SlotWord> {
     let ring = cpu.ring();
-    ring.set_bits(Bitmap::Submitted, slot.bit());
     // Against a host that stops polling: it clears the flag, then looks at `submitted` once more.
-    // Whoever is later sees the other.
-    fence(Ordering::SeqCst);
+    // All four accesses are sequentially consistent, so whoever is later sees the other.
+    ring.set_bits(Bitmap::Submitted, slot.bit());
     if ring.host_flags() & VE_APF_HOST_POLLING != 0 {
         cpu.report(Event::Unrung(slot));
-        return;
+        return None;
     }
-    if cpu.submit(slot) < 0 {
+    let answer = cpu.submit(slot);
+    if answer == VE_APF_QUEUED.cast_signed() {
+        return None;
+    }
+    if answer < 0 {
         // A host that refuses it, or lost it: the fault just happens again.
         let word = ring.word(slot);
         if word.state().is_waiting()
@@ -196,51 +196,53 @@ fn submit<P: Platform>(cpu: &P, slot: SlotIndex) {
             cpu.report(Event::Rescued(slot));
         }
     }
+    early(cpu, slot)
+}
+
+/// The outcome, if the host was faster. The slot's completion interrupt may still come: it finds
+/// nobody there.
+#[inline(always)]
+fn early<P: Platform>(cpu: &P, slot: SlotIndex) -> Option<SlotWord> {
+    let word = cpu.ring().word(slot);
+    if word.state().is_waiting() {
+        return None;
+    }
+    cpu.report(Event::EarlyOutcome(slot));
+    Some(word)
 }
 
 /// Sleeps until the slot holds an outcome, which is returned; `None` if a fatal signal came first,
 /// and the slot belongs to the completion interrupt from then on.
 #[inline(always)]
 fn park<P: Platform>(cpu: &P, slot: SlotIndex, sleep: Sleep) -> Option<SlotWord> {
-    let ring = cpu.ring();
-    let word = ring.word(slot);
-    if !word.state().is_waiting() {
-        // The host was faster. A completion interrupt may still come for the slot; it finds
-        // nobody there.
-        cpu.report(Event::EarlyOutcome(slot));
-        return Some(word);
-    }
-    let generation = word.generation();
     cpu.announce(slot, cpu.current());
-    cpu.report(Event::Parked(slot, generation, sleep));
+    cpu.report(Event::Parked(slot, sleep));
 
     let mut slept = false;
     let outcome = loop {
         // Against the completion interrupt: it reads the word, then wakes us. We say that we
         // sleep, then read the word. Whoever is later sees the other.
         cpu.prepare_to_sleep(sleep);
-        let word = ring.word(slot);
+        let word = cpu.ring().word(slot);
         if !word.state().is_waiting() {
-            break Some(word);
+            break word;
         }
         // A signal that came before is left to schedule(), which does not sleep then.
         if slept && sleep == Sleep::Killable && cpu.fatal_signal() {
             // Under the lock the interrupt can not look between our look and our mark.
-            let left = cpu.waiters(|waiters| {
-                let word = ring.word(slot);
+            let word = cpu.waiters(|waiters| {
+                let word = cpu.ring().word(slot);
                 if word.state().is_waiting() {
                     waiters.set(slot, Waiter::Abandoned);
-                    None
-                } else {
-                    Some(word)
                 }
+                word
             });
-            if left.is_none() {
-                cpu.finish_sleep();
-                cpu.report(Event::Abandoned(slot, generation));
-                return None;
+            if !word.state().is_waiting() {
+                break word;
             }
-            break left;
+            cpu.finish_sleep();
+            cpu.report(Event::Abandoned(slot, word.generation()));
+            return None;
         }
         if slept {
             cpu.report(Event::SpuriousWake(slot));
@@ -250,8 +252,8 @@ fn park<P: Platform>(cpu: &P, slot: SlotIndex, sleep: Sleep) -> Option<SlotWord>
     };
     cpu.finish_sleep();
     cpu.waiters(|waiters| waiters.set(slot, Waiter::Nobody));
-    cpu.report(Event::Unparked(slot, generation));
-    outcome
+    cpu.report(Event::Unparked(slot));
+    Some(outcome)
 }
 
 /// Stops the vCPU until the slot holds an outcome.

@@ -64,9 +64,9 @@ pub enum Event {
     /// The page was there before the task slept.
     EarlyOutcome(SlotIndex),
     /// The task sleeps, in that manner.
-    Parked(SlotIndex, Generation, Sleep),
+    Parked(SlotIndex, Sleep),
     /// It runs again, and the host has spoken.
-    Unparked(SlotIndex, Generation),
+    Unparked(SlotIndex),
     /// A fatal signal ended the wait.
     Abandoned(SlotIndex, Generation),
     /// The vCPU was suspended.

@@ -11,7 +11,7 @@ use crate::ve_info_ptr::VeInfoPtr;
 use core::ffi::c_void;
 use core::num::NonZeroUsize;
 use core::ptr::{NonNull, with_exposed_provenance_mut};
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use ve_apf_guest::platform::{Event, Platform, Sleep, SuspendReason};
 use ve_apf_guest::waiters::{TaskId, Waiter, Waiters};
 
@@ -45,8 +45,8 @@ pub(crate) struct Exception {
     pub(crate) regs: NonNull<PtRegs>,
     /// `current`
     pub(crate) task: NonNull<c_void>,
-    /// `current->in_ve_apf`, as the exception found it.
-    pub(crate) nested: bool,
+    /// `&current->in_ve_apf`
+    pub(crate) in_ve: NonNull<AtomicBool>,
 }
 
 /// The ring's CPU, during one call from C.
@@ -74,6 +74,14 @@ impl Linux {
         Self { cpu, ring, info, exception }
     }
 
+    /// The running task's flag, which nobody else changes; asked for only inside an exception.
+    #[inline(always)]
+    fn in_ve(&self) -> Option<&AtomicBool> {
+        // SAFETY: what the exception points to outlives `self`, as `new` promises, and the flag is
+        // accessed atomically only.
+        self.exception.as_ref().map(|exception| unsafe { exception.in_ve.as_ref() })
+    }
+
     /// The task sleeps: the host may forget its slot.
     #[inline(always)]
     fn arm_rescue(&self) {
@@ -82,6 +90,36 @@ impl Linux {
         if !unsafe { (&raw const (*self.cpu.as_ptr()).rescue_armed).read() } {
             // SAFETY: as above.
             unsafe { sys::ve_apf_arm_rescue(self.cpu) }
+        }
+    }
+
+    /// Traces, and counts what is too rare for [`count_one`]. Inlined, so that of all this only
+    /// one call is left, and neither the event nor `self` has to lie in memory.
+    #[inline(always)]
+    fn tell_of(&self, event: Event) {
+        let gpa = |slot| self.ring.fault(slot).gpa;
+        let use_of = |slot| u64::from(self.ring.word(slot).generation().get());
+        let regs = self.exception.map(|exception| exception.regs);
+        match event {
+            Event::Fault(slot) => tell(regs, EventNumber::Fault, Some(slot), gpa(slot)),
+            Event::Delivered(slot) => tell(regs, EventNumber::Delivered, Some(slot), gpa(slot)),
+            Event::NoSlot(gpa) => tell(regs, EventNumber::NoSlot, None, gpa),
+            Event::Unrung(slot) => tell(regs, EventNumber::Unrung, Some(slot), 0),
+            Event::SpuriousVe => tell(regs, EventNumber::SpuriousVe, None, 0),
+            Event::EarlyOutcome(slot) => tell(regs, EventNumber::Early, Some(slot), 0),
+            Event::Parked(slot, _) => tell(regs, EventNumber::Parked, Some(slot), use_of(slot)),
+            Event::Unparked(slot) => tell(regs, EventNumber::Unparked, Some(slot), use_of(slot)),
+            Event::Abandoned(slot, generation) => {
+                tell(regs, EventNumber::Abandoned, Some(slot), u64::from(generation.get()));
+            }
+            Event::Suspended(slot, reason) => {
+                tell(regs, EventNumber::Suspended, Some(slot), reason as u64);
+            }
+            Event::Failed(slot, cause) => tell(regs, EventNumber::Failed, slot, u64::from(cause)),
+            Event::SpuriousWake(slot) => tell(regs, EventNumber::SpuriousWake, Some(slot), 0),
+            Event::Interrupt(woken) => tell(regs, EventNumber::Interrupt, None, u64::from(woken)),
+            Event::Rescued(slot) => tell(regs, EventNumber::Rescued, Some(slot), 0),
+            Event::NewEpoch(epoch) => tell(regs, EventNumber::NewEpoch, None, u64::from(epoch)),
         }
     }
 }
@@ -128,18 +166,17 @@ impl Platform for Linux {
     }
 
     fn enter_ve(&self) -> bool {
-        let nested = self.exception.is_some_and(|exception| exception.nested);
-        if !nested {
-            // SAFETY: sets a flag of the running task, which only this task changes; what comes
-            // between clears what it sets.
-            unsafe { sys::ve_apf_os_enter() }
-        }
-        nested
+        self.in_ve().is_some_and(|flag| {
+            let nested = flag.load(Relaxed);
+            flag.store(true, Relaxed);
+            nested
+        })
     }
 
     fn leave_ve(&self) {
-        // SAFETY: as `enter_ve`.
-        unsafe { sys::ve_apf_os_leave() }
+        if let Some(flag) = self.in_ve() {
+            flag.store(false, Relaxed);
+        }
     }
 
     fn kernel_may_park(&self, fault: &FaultInfo) -> Result<(), SuspendReason> {
@@ -214,14 +251,14 @@ impl Platform for Linux {
         match event {
             Event::Fault(_) => count_one::<{ counter::INJECTED }>(),
             Event::Delivered(_) => count_one::<{ counter::DELIVERED }>(),
-            Event::Parked(_, _, sleep) => {
+            Event::Parked(_, sleep) => {
                 match sleep {
                     Sleep::Killable => count_one::<{ counter::PARKED_USER }>(),
                     Sleep::Unkillable => count_one::<{ counter::PARKED_KERNEL }>(),
                 }
                 self.arm_rescue();
             }
-            Event::Unparked(..) => count_one::<{ counter::UNPARKED }>(),
+            Event::Unparked(_) => count_one::<{ counter::UNPARKED }>(),
             Event::Interrupt(woken) => {
                 count_one::<{ counter::INTERRUPTS }>();
                 count::<{ counter::WOKEN }>(u64::from(woken));
@@ -230,41 +267,6 @@ impl Platform for Linux {
         }
         if traced() {
             self.tell_of(event);
-        }
-    }
-}
-
-impl Linux {
-    /// Traces, and counts what is too rare for [`count_one`]. Inlined, so that of all this only
-    /// one call is left, and neither the event nor `self` has to lie in memory.
-    #[inline(always)]
-    fn tell_of(&self, event: Event) {
-        let gpa = |slot| self.ring.fault(slot).gpa;
-        let regs = self.exception.map(|exception| exception.regs);
-        match event {
-            Event::Fault(slot) => tell(regs, EventNumber::Fault, Some(slot), gpa(slot)),
-            Event::Delivered(slot) => tell(regs, EventNumber::Delivered, Some(slot), gpa(slot)),
-            Event::NoSlot(gpa) => tell(regs, EventNumber::NoSlot, None, gpa),
-            Event::Unrung(slot) => tell(regs, EventNumber::Unrung, Some(slot), 0),
-            Event::SpuriousVe => tell(regs, EventNumber::SpuriousVe, None, 0),
-            Event::EarlyOutcome(slot) => tell(regs, EventNumber::Early, Some(slot), 0),
-            Event::Parked(slot, generation, _) => {
-                tell(regs, EventNumber::Parked, Some(slot), u64::from(generation.get()));
-            }
-            Event::Unparked(slot, generation) => {
-                tell(regs, EventNumber::Unparked, Some(slot), u64::from(generation.get()));
-            }
-            Event::Abandoned(slot, generation) => {
-                tell(regs, EventNumber::Abandoned, Some(slot), u64::from(generation.get()));
-            }
-            Event::Suspended(slot, reason) => {
-                tell(regs, EventNumber::Suspended, Some(slot), reason as u64);
-            }
-            Event::Failed(slot, cause) => tell(regs, EventNumber::Failed, slot, u64::from(cause)),
-            Event::SpuriousWake(slot) => tell(regs, EventNumber::SpuriousWake, Some(slot), 0),
-            Event::Interrupt(woken) => tell(regs, EventNumber::Interrupt, None, u64::from(woken)),
-            Event::Rescued(slot) => tell(regs, EventNumber::Rescued, Some(slot), 0),
-            Event::NewEpoch(epoch) => tell(regs, EventNumber::NewEpoch, None, u64::from(epoch)),
         }
     }
 }

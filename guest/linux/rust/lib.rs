@@ -20,6 +20,7 @@ use crate::cpu::{Exception, Linux, init};
 use crate::sys::{Failure, PtRegs, RescueFound, VeApfCpu};
 use core::ffi::c_void;
 use core::ptr::NonNull;
+use core::sync::atomic::AtomicBool;
 use ve_apf_guest::{complete, handle};
 
 #[panic_handler]
@@ -41,20 +42,20 @@ unsafe extern "C" fn ve_apf_guest_init(cpu: NonNull<VeApfCpu>) {
 /// #VE.
 ///
 /// # Safety
-/// `cpu` is this CPU's, prepared; `regs` those of the exception; `task` is `current`, and `nested`
-/// its field `in_ve_apf`; interrupts are off.
+/// `cpu` is this CPU's, prepared; `regs` those of the exception; `task` is `current`, and `in_ve`
+/// its field `in_ve_apf`, which nobody else changes; interrupts are off.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ve_apf_guest_exception(
     cpu: NonNull<VeApfCpu>,
     regs: NonNull<PtRegs>,
     task: NonNull<c_void>,
-    nested: bool,
+    in_ve: NonNull<AtomicBool>,
 ) {
     // SAFETY: passed on from the caller.
     let user = unsafe { (&raw const (*regs.as_ptr()).cs).read() } & 3 != 0;
     let mode = if user { handle::Mode::User } else { handle::Mode::Kernel };
     // SAFETY: passed on from the caller.
-    let linux = unsafe { Linux::new(cpu, Some(Exception { regs, task, nested })) };
+    let linux = unsafe { Linux::new(cpu, Some(Exception { regs, task, in_ve })) };
     // From here on `cpu` may belong to another CPU than this one.
     if let handle::Verdict::Fail { cause, gpa, gla } = handle::handle_ve(&linux, mode) {
         let gla_valid = gla.is_some();

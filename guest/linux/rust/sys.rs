@@ -135,10 +135,6 @@ unsafe extern "C" {
     /// Releases it.
     pub(crate) fn ve_apf_os_unlock(cpu: NonNull<VeApfCpu>);
 
-    /// Sets `current->in_ve_apf`.
-    pub(crate) fn ve_apf_os_enter();
-    /// Clears it.
-    pub(crate) fn ve_apf_os_leave();
     /// [`MAY_PARK`], or the number of a `SuspendReason`.
     pub(crate) fn ve_apf_os_may_park(regs: NonNull<PtRegs>, gpa: u64, qualification: u64) -> u32;
 
