@@ -131,7 +131,7 @@ pub struct World {
     /// Per fiber: what it accesses next. Follows from where it is.
     pub next: RefCell<Vec<Next>>,
     /// Bit per [`Reach`], of all runs.
-    reached: Cell<u32>,
+    reached: Cell<u64>,
     /// The next step belongs to the one before it.
     pub merge: Cell<bool>,
 }
@@ -166,12 +166,12 @@ impl World {
 
     /// A run came by here.
     pub fn reach(&self, what: Reach) {
-        self.reached.set(self.reached.get() | 1 << what as u32);
+        self.reached.set(self.reached.get() | 1 << what as u64);
     }
 
     /// Did any?
     pub fn has_reached(&self, what: Reach) -> bool {
-        self.reached.get() & 1 << what as u32 != 0
+        self.reached.get() & 1 << what as u64 != 0
     }
 
     /// The protocol was broken.

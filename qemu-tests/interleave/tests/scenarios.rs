@@ -182,16 +182,6 @@ fn without_a_second_look_a_wakeup_is_lost() {
     assert!(violation.trace.len() > 10, "a trace tells how: {violation}");
 }
 
-/// A vCPU that is kicked soon: at the latest by the timer, and at once if it is about to enter.
-#[test]
-fn what_is_gathered_is_told() {
-    for broken in [Broken::GathersWithoutRequest, Broken::TimerWithoutKick] {
-        let violation = explore(&Scenario { broken: Some(broken), ..scenario("gather") });
-        let violation = violation.expect_err("the lost wake-up must be found");
-        assert!(violation.what.contains("is stuck"), "{broken:?}: {violation}");
-    }
-}
-
 /// Where the kernel around the state machine knows less than the CPU.
 #[test]
 fn hardware_mode_is_expected_while_it_is_on() {
