@@ -3,7 +3,6 @@
 use crate::fiber::Thread;
 use crate::hash::Owned;
 use crate::ring::ModelRing;
-use crate::scenario::Broken;
 use crate::vcpu::{Mode, VcpuModel};
 use crate::world::{Frame, State, VmWorks, Worker, World};
 use ve_apf_abi::ring::{VE_APF_CAUSE_DEADLINE, VE_APF_CAUSE_GONE};
@@ -80,7 +79,7 @@ impl Vm<4, 6, 2> for HostVm<'_> {
         self.world.note(|| format!("kick vCPU {index} soon"));
         self.world.with(|state| {
             let vcpu = &mut state.vcpus[index as usize];
-            vcpu.request |= scenario.broken != Some(Broken::GathersWithoutRequest);
+            vcpu.request = true;
             vcpu.gathering = true;
         });
     }

@@ -6,7 +6,7 @@ use crate::fiber::{Fiber, Stacks, Thread};
 use crate::host::{expire, finish, moved, write_en};
 use crate::nmi::run_nmi;
 use crate::poll::run_poller;
-use crate::scenario::{Broken, Reach};
+use crate::scenario::Reach;
 use crate::task::{run_interrupt, run_task};
 use crate::vcpu::{Exit, Mode};
 use crate::world::{Frame, Status, World, name};
@@ -147,11 +147,10 @@ impl Machine {
         let world = self.world;
         world.act(|| "timer".into());
         world.note(|| format!("kick vCPU {index}, if it has not looked"));
-        let forgets = world.scenario.broken == Some(Broken::TimerWithoutKick);
         let kicked = world.with(|state| {
             let vcpu = &mut state.vcpus[index];
             vcpu.gathering = false;
-            vcpu.ipi |= vcpu.request && vcpu.announced && !forgets;
+            vcpu.ipi |= vcpu.request && vcpu.announced;
             vcpu.request
         });
         if !kicked {

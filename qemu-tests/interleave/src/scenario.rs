@@ -182,10 +182,6 @@ pub enum Broken {
     ExpectsTooLate,
     /// The guest switches hardware mode on without clearing the busy word.
     KeepsBusy,
-    /// A vCPU that is to be kicked soon is not asked to look at once.
-    GathersWithoutRequest,
-    /// A timer that is over kicks nobody.
-    TimerWithoutKick,
 }
 
 /// A machine and its tasks.
