@@ -31,7 +31,7 @@ pub(super) fn performance(bench: &Bench) -> String {
         "# Performance\n\n\
          Written by `cargo xtask bench --docs` from target/bench/bench.json of {kind}, kernel {}. The fields of that file are\n\
          described in [bench.md](bench.md), what the figures mean in\n\
-         [note 4](notes/0004-how-it-is-measured.md). PREEMPT, HZ=250; the same kernel in L1 and L2, the same VMM, pager,\n\
+         [note 4](notes/0004-how-it-is-measured.md). PREEMPT, HZ=250, built with -O2; the same kernel in L1 and L2, the same VMM, pager,\n\
          workload and latency in every mode. Beside the tasks that fault, one computes.\n",
         bench.kernel
     );
@@ -39,6 +39,7 @@ pub(super) fn performance(bench: &Bench) -> String {
         let lane = if name == "vmx" { Lane::Vmx } else { Lane::Svm };
         let _ = writeln!(out, "\n* {name}: {}", lane.about(&bench.l1_cpus(name)));
     }
+    out.push_str("\n* hardware-polling: hardware mode with a host that polls for submissions and gathers completions, `kvm.ve_apf_poll_ns` and\n  `kvm.ve_apf_gather_ns` as the boot of the case `polling` has them in qemu-tests/cases/bench.toml\n");
     let [met, not_met, unknown] = targets::counts(&targets::all(bench));
     let _ = write!(
         out,
