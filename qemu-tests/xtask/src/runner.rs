@@ -16,6 +16,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+mod groups;
+
+use groups::{Group, groups};
+
 /// How a case ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -112,30 +116,6 @@ pub(crate) fn run_beside(lab: &Lab, suite: &Suite, cases: &[&Case]) -> Result<Ve
         outcomes.extend(of_worker.map_err(|_| anyhow::anyhow!("a thread that boots panicked"))??);
     }
     Ok(outcomes)
-}
-
-/// Cases that share a boot.
-struct Group<'a> {
-    name: String,
-    entry: BootEntry,
-    cases: Vec<&'a Case>,
-}
-
-/// What to boot, in the table's order, and what became of the cases that are skipped.
-fn groups<'a>(suite: &Suite, cases: &[&'a Case]) -> (Vec<Outcome>, Vec<Group<'a>>) {
-    let (mut skipped, mut groups) = (Vec::new(), Vec::<Group<'a>>::new());
-    for case in cases {
-        if let Some(why) = &case.skip {
-            skipped.push(Outcome::skipped(&case.name, why));
-            continue;
-        }
-        let entry = suite.boots.get(&case.boot).cloned().unwrap_or_default();
-        match groups.iter_mut().find(|group| group.name == case.boot) {
-            Some(group) => group.cases.push(case),
-            None => groups.push(Group { name: case.boot.clone(), entry, cases: vec![case] }),
-        }
-    }
-    (skipped, groups)
 }
 
 /// Prints what failed; true if nothing did.

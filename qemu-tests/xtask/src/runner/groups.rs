@@ -1,0 +1,28 @@
+//! Which cases run in one boot.
+
+use super::Outcome;
+use crate::cases::{BootEntry, Case, Suite};
+
+/// Cases that share a boot.
+pub(super) struct Group<'a> {
+    pub(super) name: String,
+    pub(super) entry: BootEntry,
+    pub(super) cases: Vec<&'a Case>,
+}
+
+/// What to boot, in the table's order, and what became of the cases that are skipped.
+pub(super) fn groups<'a>(suite: &Suite, cases: &[&'a Case]) -> (Vec<Outcome>, Vec<Group<'a>>) {
+    let (mut skipped, mut groups) = (Vec::new(), Vec::<Group<'a>>::new());
+    for case in cases {
+        if let Some(why) = &case.skip {
+            skipped.push(Outcome::skipped(&case.name, why));
+            continue;
+        }
+        let entry = suite.boots.get(&case.boot).cloned().unwrap_or_default();
+        match groups.iter_mut().find(|group| group.name == case.boot) {
+            Some(group) => group.cases.push(case),
+            None => groups.push(Group { name: case.boot.clone(), entry, cases: vec![case] }),
+        }
+    }
+    (skipped, groups)
+}
