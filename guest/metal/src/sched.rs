@@ -296,8 +296,8 @@ fn idle(_: usize) {
         }
         match sched.next() {
             Some(next) => sched.switch_to(next),
-            // The instruction after STI is still shielded: no wake between the look and the halt.
-            None => interrupts::enable_and_hlt(),
+            // No wake between the look and the halt.
+            None => crate::sys::enable_and_halt(),
         }
     }
 }

@@ -49,10 +49,17 @@ global_asm!(
     "ve_metal_raise_fixup:",
     "mov eax, 1",
     "ret",
+    ".global ve_metal_halt, ve_metal_halt_at",
+    "ve_metal_halt:",
+    "sti",
+    "ve_metal_halt_at: hlt",
+    "ret",
     ".popsection",
 );
 
 unsafe extern "C" {
+    safe fn ve_metal_halt();
+    static ve_metal_halt_at: u8;
     fn ve_metal_raise() -> u32;
     static ve_metal_raise_at: u8;
     static ve_metal_raise_fixup: u8;
@@ -65,6 +72,19 @@ unsafe extern "C" {
     static ve_metal_rdmsr_fixup: u8;
     static ve_metal_load_at: u8;
     static ve_metal_load_fixup: u8;
+}
+
+/// Lets interrupts in and halts until one comes. On a CPU none comes between the two: what follows STI is shielded.
+///
+/// Under QEMU's SVM one may. VMRUN forgets the shield (the VMCB's interrupt shadow, which VMEXIT saved), so that an exit
+/// between the two, for a kick, lets an interrupt in before HLT, which then waits for another one. Hence [`woke_before_halt`].
+pub fn enable_and_halt() {
+    ve_metal_halt();
+}
+
+/// An interrupt came in at `rip`: does that halt have to be left out?
+pub(crate) fn woke_before_halt(rip: u64) -> bool {
+    rip == (&raw const ve_metal_halt_at).addr() as u64
 }
 
 /// The instruction was refused, or its memory can never come.

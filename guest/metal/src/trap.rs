@@ -1,6 +1,7 @@
 //! From an IDT entry to Rust and back.
 
 use crate::cpu::{Cpu, this};
+use crate::sys;
 use crate::tables::Stack;
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -18,6 +19,11 @@ pub const COMPLETION: u8 = 0xf0;
 pub const KERNEL: u8 = 0xe0;
 /// Another one, on a stack of its own.
 pub const KERNEL_OWN_STACK: u8 = 0xe1;
+
+/// Vectors below are exceptions'.
+const FIRST_INTERRUPT: u64 = 32;
+/// Length of HLT.
+const HLT_BYTES: u64 = 1;
 
 /// What the entry code leaves on the stack: registers as they were, then what the CPU pushed.
 #[repr(C)]
@@ -165,6 +171,12 @@ fn handler(vector: u64) -> Option<Handler> {
 #[unsafe(no_mangle)]
 extern "C" fn ve_metal_trap(frame: &mut Frame) {
     let cpu = this();
+    if frame.vector >= FIRST_INTERRUPT {
+        let rip = frame.cpu.instruction_pointer;
+        if sys::woke_before_halt(rip.as_u64()) {
+            frame.cpu.instruction_pointer = rip + HLT_BYTES;
+        }
+    }
     match handler(frame.vector) {
         Some(handler) => cpu.count_context(frame, handler),
         None => unhandled(frame),

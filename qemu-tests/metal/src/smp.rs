@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-use ve_apf_metal::{cpu, lapic, trap};
+use ve_apf_metal::{cpu, lapic, sys, trap};
 use x86_64::instructions::interrupts;
 
 /// What a CPU does: it is told its number.
@@ -18,7 +18,7 @@ pub(crate) fn serve(index: usize) -> ! {
     loop {
         interrupts::disable();
         if busy.load(SeqCst) == 0 {
-            interrupts::enable_and_hlt();
+            sys::enable_and_halt();
             continue;
         }
         interrupts::enable();
@@ -42,7 +42,7 @@ pub(crate) fn on_all(cpus: usize, work: Work) {
             interrupts::enable();
             return;
         }
-        interrupts::enable_and_hlt();
+        sys::enable_and_halt();
     }
 }
 

@@ -69,6 +69,6 @@ fn hold(check: &mut Check<'_>) {
         _ => {}
     }
     loop {
-        interrupts::enable_and_hlt();
+        sys::enable_and_halt();
     }
 }
