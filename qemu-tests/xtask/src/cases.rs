@@ -65,7 +65,7 @@ impl BootEntry {
     /// Seconds of the host that a second of L1 may take.
     pub(crate) fn slowness(&self) -> u32 {
         // QEMU runs all CPUs in one thread then, and executes every instruction that time is made of.
-        if self.icount.is_some() { Lane::Vmx.slowness() * 8 } else { self.lane.slowness() }
+        if self.icount.is_some() { Lane::Vmx.slowness() } else { self.lane.slowness() }
     }
 
     fn check(&self, name: &str) -> Result<()> {

@@ -149,17 +149,17 @@ pub(super) fn bystander(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
             .filter_map(|row| {
                 let (p99, quiet) =
                     (row.number("bystander_p99_us")?, row.number("bystander_quiet_p99_us")?);
-                Some((p99 / quiet.max(1.0), p99, quiet))
+                Some((p99 / quiet.max(1.0), p99, quiet, row.key.workload.as_str()))
             })
             .max_by(|a, b| a.0.total_cmp(&b.0));
         match worst {
-            Some((ratio, p99, quiet)) => out.push(verdict.is(
+            Some((ratio, p99, quiet, workload)) => out.push(verdict.is(
                 format!("{ratio:.2}"),
                 ratio <= 1.1,
                 format!(
-                    "{p99} us against {quiet} us; kvm-apf {}, blocking {}{}",
-                    bystander_ratio(bench, lane, "kvm-apf"),
-                    bystander_ratio(bench, lane, "blocking"),
+                    "{workload}: {p99} us against {quiet} us; kvm-apf {}, blocking {}{}",
+                    bystander_ratio(bench, lane, "kvm-apf", workload),
+                    bystander_ratio(bench, lane, "blocking", workload),
                     of_a_fault(bench, lane, mode)
                 ),
             )),
@@ -169,9 +169,9 @@ pub(super) fn bystander(bench: &Bench, lane: &str, out: &mut Vec<Verdict>) {
     }
 }
 
-fn bystander_ratio(bench: &Bench, lane: &str, mode: &str) -> String {
+fn bystander_ratio(bench: &Bench, lane: &str, mode: &str, workload: &str) -> String {
     bench
-        .of(lane, mode, "bystander")
+        .of(lane, mode, workload)
         .find_map(|row| {
             Some(row.number("bystander_p99_us")? / row.number("bystander_quiet_p99_us")?.max(1.0))
         })
