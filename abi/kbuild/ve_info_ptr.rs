@@ -39,7 +39,10 @@ impl VeInfoAccess for VeInfoPtr {
 
     fn fault(&self) -> FaultInfo {
         let qualification = self.u64_at(offset_of!(VeInfo, qualification));
-        let gla_valid = qualification & VE_APF_QUAL_GLA_VALID != 0;
+        // The one bit to the place of the other.
+        const DOWN: u32 =
+            VE_APF_QUAL_GLA_VALID.trailing_zeros() - VE_APF_SLOT_GLA_VALID.trailing_zeros();
+        let gla_valid = (qualification & VE_APF_QUAL_GLA_VALID) >> DOWN;
         let index = self.0.as_ptr().wrapping_add(offset_of!(VeInfo, eptp_index)).cast();
         FaultInfo {
             reason: self.u32_at(offset_of!(VeInfo, reason)).load(Relaxed),
@@ -48,7 +51,7 @@ impl VeInfoAccess for VeInfoPtr {
             gpa: self.u64_at(offset_of!(VeInfo, gpa)),
             // SAFETY: as `u64_at`, with an aligned 2-byte field.
             eptp_index: unsafe { AtomicU16::from_ptr(index) }.load(Relaxed),
-            flags: VE_APF_SLOT_HARDWARE | if gla_valid { VE_APF_SLOT_GLA_VALID } else { 0 },
+            flags: VE_APF_SLOT_HARDWARE | u16::from(gla_valid.to_le_bytes()[0]),
         }
     }
 

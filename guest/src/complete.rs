@@ -100,7 +100,8 @@ pub struct Rescue {
 fn ask<P: Platform>(cpu: &P, slot: SlotIndex) -> bool {
     let ring = cpu.ring();
     let word = ring.word(slot);
-    if !word.state().is_waiting() {
+    // Of a slot in SUSPEND_ME the host may not know yet; who waits for it asks by itself.
+    if word.state() != State::CAN_CONTINUE {
         return false;
     }
     let answer = cpu.status(slot, word.generation());

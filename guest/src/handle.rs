@@ -42,6 +42,7 @@ pub enum Verdict {
 ///
 /// The host raises #VE only where an interrupt could be taken. The CPU itself raises it anywhere: with
 /// interrupts off, in an NMI, in the idle task; there the vCPU is suspended.
+#[inline(always)]
 pub fn handle_ve<P: Platform>(cpu: &P, mode: Mode) -> Verdict {
     // The busy word first: an NMI may have come before the injected slot was read, and the CPU
     // raised #VE in there. Of the two, that one is ours.
@@ -52,6 +53,7 @@ pub fn handle_ve<P: Platform>(cpu: &P, mode: Mode) -> Verdict {
 }
 
 /// Injected mode: the host filled a slot and works on it.
+#[inline(always)]
 fn injected<P: Platform>(cpu: &P, mode: Mode) -> Verdict {
     let ring = cpu.ring();
     let Some(slot) = injected_slot(ring.injected()) else {
@@ -62,10 +64,12 @@ fn injected<P: Platform>(cpu: &P, mode: Mode) -> Verdict {
     ring.set_injected(0);
     cpu.report(Event::Fault(slot));
 
-    let outcome = as_permitted(cpu, mode, slot, |permission| match permission {
+    let permission = enter(cpu, mode, slot);
+    let outcome = match permission {
         Ok(sleep) => early(cpu, slot).or_else(|| park(cpu, slot, sleep)),
-        Err(reason) => Some(suspend(cpu, slot, reason)),
-    });
+        Err(reason) => Some(stand_still(cpu, slot, claim(cpu, slot, reason))),
+    };
+    leave(cpu, permission);
     conclude(cpu, slot, outcome)
 }
 
@@ -74,6 +78,7 @@ fn injected<P: Platform>(cpu: &P, mode: Mode) -> Verdict {
 /// Until the busy word is cleared a violation exits, and the host stops the vCPU for it. So the
 /// area keeps this fault, whatever the code in between touches; and the word is never left set, or
 /// this CPU would have no #VE any more.
+#[inline(always)]
 fn delivered<P: Platform>(cpu: &P, info: &P::VeInfo, mode: Mode) -> Verdict {
     let Some(slot) = take_slot(cpu.ring(), info) else {
         let fault = info.fault();
@@ -88,7 +93,8 @@ fn delivered<P: Platform>(cpu: &P, info: &P::VeInfo, mode: Mode) -> Verdict {
     };
     cpu.report(Event::Delivered(slot));
 
-    let outcome = as_permitted(cpu, mode, slot, |permission| match permission {
+    let permission = enter(cpu, mode, slot);
+    let outcome = match permission {
         Ok(sleep) => {
             let early = submit(cpu, slot);
             // Not before the host has the slot, or is bound to take it.
@@ -96,35 +102,34 @@ fn delivered<P: Platform>(cpu: &P, info: &P::VeInfo, mode: Mode) -> Verdict {
             early.or_else(|| park(cpu, slot, sleep))
         }
         Err(reason) => {
-            let word = suspend(cpu, slot, reason);
+            let claimed = claim(cpu, slot, reason);
+            // Interrupts may come while the vCPU stands still, and with them other faults.
             info.clear_busy();
-            Some(word)
+            Some(stand_still(cpu, slot, claimed))
         }
-    });
+    };
+    leave(cpu, permission);
     conclude(cpu, slot, outcome)
 }
 
-/// Calls `wait` with how the task may sleep, or why it may not.
-#[inline]
-fn as_permitted<P: Platform, R>(
-    cpu: &P,
-    mode: Mode,
-    slot: SlotIndex,
-    wait: impl FnOnce(Result<Sleep, SuspendReason>) -> R,
-) -> R {
-    // The flag belongs to the handler that set it: a nested one must leave it alone.
-    let nested = cpu.enter_ve();
-    let result = wait(match (nested, mode) {
+/// The task is in the handler now: how may it sleep, or why may it not?
+#[inline(always)]
+fn enter<P: Platform>(cpu: &P, mode: Mode, slot: SlotIndex) -> Result<Sleep, SuspendReason> {
+    match (cpu.enter_ve(), mode) {
         (true, _) => Err(SuspendReason::Nested),
         (false, Mode::User) => Ok(Sleep::Killable),
         (false, Mode::Kernel) => {
             cpu.kernel_may_park(&cpu.ring().fault(slot)).map(|()| Sleep::Unkillable)
         }
-    });
-    if !nested {
+    }
+}
+
+/// And now it is not; but the flag belongs to the handler that set it, and a nested one leaves it alone.
+#[inline(always)]
+fn leave<P: Platform>(cpu: &P, entered: Result<Sleep, SuspendReason>) {
+    if entered != Err(SuspendReason::Nested) {
         cpu.leave_ve();
     }
-    result
 }
 
 /// Frees the slot; what the outcome means for the task.
@@ -174,6 +179,7 @@ fn take_slot<R: RingAccess>(ring: &R, info: &impl VeInfoAccess) -> Option<SlotIn
 
 /// Hands a slot to the host: leaves it to one that polls, else rings. Returns the
 /// outcome where the host has it at once: the page is there after all.
+#[inline(always)]
 fn submit<P: Platform>(cpu: &P, slot: SlotIndex) -> Option<SlotWord> {
     let ring = cpu.ring();
     // Against a host that stops polling: it clears the flag, then looks at `submitted` once more.
@@ -183,7 +189,7 @@ fn submit<P: Platform>(cpu: &P, slot: SlotIndex) -> Option<SlotWord> {
         cpu.report(Event::Unrung(slot));
         return None;
     }
-    let answer = cpu.submit(slot);
+    let answer = cpu.ring_doorbell(slot);
     if answer == VE_APF_QUEUED.cast_signed() {
         return None;
     }
@@ -256,21 +262,39 @@ fn park<P: Platform>(cpu: &P, slot: SlotIndex, sleep: Sleep) -> Option<SlotWord>
     Some(outcome)
 }
 
-/// Stops the vCPU until the slot holds an outcome.
+/// Marks the slot as one that the vCPU stands still for; `Ok` with its word, or `Err` with the
+/// outcome if that came first.
 #[inline(always)]
-fn suspend<P: Platform>(cpu: &P, slot: SlotIndex, reason: SuspendReason) -> SlotWord {
+fn claim<P: Platform>(
+    cpu: &P,
+    slot: SlotIndex,
+    reason: SuspendReason,
+) -> Result<SlotWord, SlotWord> {
     let ring = cpu.ring();
     let word = ring.word(slot);
     if !word.state().is_waiting() {
-        return word;
+        return Err(word);
     }
-    let suspended = word.with_state(State::SUSPEND_ME);
-    if let Err(word) = ring.swap_word(slot, word, suspended) {
-        return word;
-    }
+    let claimed = word.with_state(State::SUSPEND_ME);
+    ring.swap_word(slot, word, claimed)?;
     cpu.report(Event::Suspended(slot, reason));
+    Ok(claimed)
+}
+
+/// Stops the vCPU until the slot holds an outcome, which is returned. Where the code that faulted
+/// could be interrupted, it still can.
+fn stand_still<P: Platform>(
+    cpu: &P,
+    slot: SlotIndex,
+    claimed: Result<SlotWord, SlotWord>,
+) -> SlotWord {
+    let ring = cpu.ring();
+    let claimed = match claimed {
+        Ok(word) => word,
+        Err(outcome) => return outcome,
+    };
     loop {
-        let answer = cpu.submit(slot);
+        let answer = cpu.wait(slot);
         let word = ring.word(slot);
         if !word.state().is_waiting() {
             return word;
@@ -279,8 +303,8 @@ fn suspend<P: Platform>(cpu: &P, slot: SlotIndex, reason: SuspendReason) -> Slot
         if answer < 0 || done.contains(&answer) {
             // A host that refuses the slot, or lost it: the fault just happens again.
             cpu.report(Event::Rescued(slot));
-            let resolved = suspended.with_state(State::RESOLVED);
-            return match ring.swap_word(slot, suspended, resolved) {
+            let resolved = claimed.with_state(State::RESOLVED);
+            return match ring.swap_word(slot, claimed, resolved) {
                 Ok(()) => resolved,
                 Err(word) => word,
             };

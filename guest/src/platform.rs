@@ -116,7 +116,7 @@ pub trait Platform {
     /// May code that faulted in kernel mode sleep here?
     ///
     /// # Errors
-    /// The reason why not.
+    /// The reason why not; never [`Nested`](SuspendReason::Nested), which [`enter_ve`](Self::enter_ve) knows.
     fn kernel_may_park(&self, fault: &FaultInfo) -> Result<(), SuspendReason>;
 
     /// Marks the running task as sleeping, with a full fence after it. A wake from here on is not
@@ -135,6 +135,16 @@ pub trait Platform {
 
     /// Hypercall `SUBMIT(slot)`: RAX.
     fn submit(&self, slot: SlotIndex) -> i64;
+    /// The same, in hardware mode only: there is no CPU but VMX's that raises #VE by itself.
+    fn ring_doorbell(&self, slot: SlotIndex) -> i64 {
+        self.submit(slot)
+    }
+    /// Hypercall `SUBMIT(slot)` of a slot in `SUSPEND_ME`: RAX. If the code that faulted could be
+    /// interrupted there, it may be meanwhile, and if it could be preempted, other tasks may run;
+    /// it stays on this CPU. On entry and return interrupts are off. By default, all the time.
+    fn wait(&self, slot: SlotIndex) -> i64 {
+        self.submit(slot)
+    }
     /// Hypercall `SUSPEND(gpa, qualification)`: RAX.
     fn suspend(&self, gpa: u64, qualification: u64) -> i64;
     /// Hypercall `STATUS(slot, generation)`: RAX. Only on the ring's own CPU.

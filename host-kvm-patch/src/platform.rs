@@ -111,6 +111,11 @@ pub trait Vcpu {
 
     /// Maps the page for the guest, without waiting. May sleep, so no ring is held.
     fn map(&self, page: Page) -> Mapping;
+    /// The same, of a page that nobody has waited for yet: whether one that is not there can come at all is
+    /// left to be found by the wait, if asking would take long.
+    fn map_if_there(&self, page: Page) -> Mapping {
+        self.map(page)
+    }
 
     /// Injects vector 20 at the next entry. Only after [`interrupt_allowed`](Self::interrupt_allowed)
     /// and not [`event_pending`](Self::event_pending).

@@ -37,7 +37,7 @@ pub fn page_of(fault: &FaultInfo) -> Page {
     Page { gfn: fault.gpa >> 12, write: fault.qualification & VE_APF_QUAL_WRITE != 0 }
 }
 
-/// SUBMIT(`claim`). The mailbox was emptied before. Idempotent.
+/// SUBMIT(`claim`). Mail that was there was taken before. Idempotent.
 ///
 /// # Errors
 /// [`GuestError`] where the slot holds what the protocol does not allow.
@@ -98,22 +98,32 @@ where
 {
     let generation = word.generation();
     // The vCPU itself may have waited for it.
-    let failed = state.stop.take_failure(page).map_or(Resolution::Retry, Resolution::Failed);
-    let mapping = vcpu.map(page);
-    let (outcome, answer) = match mapping {
-        Mapping::Mapped => (Outcome::Resolved, Submitted::Resolved),
-        Mapping::Failed(_) => (Outcome::of(mapping, failed), Submitted::Fail),
-        Mapping::NotNow if failed == Resolution::Failed(VE_APF_CAUSE_DEADLINE) => {
-            (Outcome::of(mapping, failed), Submitted::Fail)
-        }
-        Mapping::NotNow if !may_queue(vcpu, state, vm, page) => return Ok(Submitted::Wait(page)),
-        Mapping::NotNow => {
+    let failure = state.stop.take_failure(page);
+    let mut mapping = match failure {
+        None => vcpu.map_if_there(page),
+        Some(_) => vcpu.map(page),
+    };
+    if mapping == Mapping::NotNow && failure != Some(VE_APF_CAUSE_DEADLINE) {
+        if may_queue(vcpu, state, vm, page) {
             let of = Some(SlotUse { slot, generation });
             let joined = vm.locked(|works| works.join(vm, vcpu.index(), of, page));
-            let Ok((ticket, _)) = joined else { return Ok(Submitted::Wait(page)) };
-            state.set_submitted(slot, Hold { ticket, generation });
-            leave(state, vm);
-            return Ok(queued);
+            if let Ok((ticket, _)) = joined {
+                state.set_submitted(slot, Hold { ticket, generation });
+                leave(state, vm);
+                return Ok(queued);
+            }
+        }
+        // What can never come is not waited for, again and again, by the vCPU either.
+        mapping = vcpu.map(page);
+        if mapping == Mapping::NotNow {
+            return Ok(Submitted::Wait(page));
+        }
+    }
+    let (outcome, answer) = match mapping {
+        Mapping::Mapped => (Outcome::Resolved, Submitted::Resolved),
+        Mapping::Failed(_) | Mapping::NotNow => {
+            let resolution = failure.map_or(Resolution::Retry, Resolution::Failed);
+            (Outcome::of(mapping, resolution), Submitted::Fail)
         }
     };
     // Answered at once: the slot says so too, `completed` does not.
@@ -124,7 +134,7 @@ where
     }
 }
 
-/// STATUS(`claim`, `generation`). The mailbox was emptied, and polling stopped, before.
+/// STATUS(`claim`, `generation`). Mail that was there was taken, and polling stopped, before.
 pub fn status<C: Vcpu>(vcpu: &C, state: &VcpuState, claim: u64, generation: u64) -> Submitted {
     let (Some(slot), Ok(generation)) = (SlotIndex::new(claim), u32::try_from(generation)) else {
         return Submitted::Invalid;

@@ -28,6 +28,8 @@ struct Progress {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VcpuState {
     holds: [Option<Hold>; VE_APF_SLOTS as usize],
+    /// Bit per slot of them that is held.
+    held: u64,
     progress: Progress,
     /// What it waits for without a slot.
     pub(crate) stop: Stop,
@@ -45,6 +47,7 @@ impl VcpuState {
     pub const fn new() -> Self {
         Self {
             holds: [None; VE_APF_SLOTS as usize],
+            held: 0,
             progress: Progress { rip: 0, page: Page { gfn: 0, write: false }, count: 0 },
             stop: Stop::new(),
             raise: false,
@@ -61,12 +64,8 @@ impl VcpuState {
 
     /// Bit per slot held.
     #[must_use]
-    pub fn held(&self) -> u64 {
-        let mut bits = 0;
-        for (position, hold) in self.holds.iter().enumerate() {
-            bits |= u64::from(hold.is_some()) << position;
-        }
-        bits
+    pub const fn held(&self) -> u64 {
+        self.held
     }
 
     /// Does the vCPU itself wait for a page?
@@ -88,6 +87,10 @@ impl VcpuState {
 
     pub(crate) fn set_hold(&mut self, slot: SlotIndex, hold: Option<Hold>) {
         self.submitted &= !slot.bit();
+        match hold {
+            Some(_) => self.held |= slot.bit(),
+            None => self.held &= !slot.bit(),
+        }
         if let Some(entry) = self.holds.get_mut(usize::from(slot.get())) {
             *entry = hold;
         }

@@ -132,13 +132,6 @@ impl<const W: usize, const N: usize, const V: usize> Works<W, N, V> {
         self.running
     }
 
-    /// How many slots of the vCPU, itself included, wait for a work that is not over.
-    #[must_use]
-    pub fn waiting(&self, vcpu: u32) -> u32 {
-        let index = usize::try_from(vcpu).unwrap_or(usize::MAX);
-        self.waiting.get(index).copied().unwrap_or(0)
-    }
-
     /// Is anything in the vCPU's mailbox?
     #[must_use]
     pub fn has_mail(&self, vcpu: u32) -> bool {

@@ -124,13 +124,6 @@ impl Linux {
     }
 }
 
-/// Is any tracepoint enabled?
-#[inline(always)]
-fn traced() -> bool {
-    // SAFETY: a counter of C's that is accessed atomically only.
-    unsafe { &sys::ve_apf_traced }.load(Relaxed) != 0
-}
-
 impl Platform for Linux {
     type Ring = RingPtr;
     type VeInfo = VeInfoPtr;
@@ -230,6 +223,21 @@ impl Platform for Linux {
         unsafe { sys::ve_apf_os_submit(u64::from(slot.get())) }
     }
 
+    #[inline(always)]
+    fn ring_doorbell(&self, slot: SlotIndex) -> i64 {
+        sys::vmcall_submit(u64::from(slot.get()))
+    }
+
+    fn wait(&self, slot: SlotIndex) -> i64 {
+        match self.exception {
+            // SAFETY: as `submit`; `new` promises that `regs` are those of the exception.
+            Some(Exception { regs, .. }) => unsafe {
+                sys::ve_apf_os_wait(regs, u64::from(slot.get()))
+            },
+            None => self.submit(slot),
+        }
+    }
+
     fn suspend(&self, gpa: u64, qualification: u64) -> i64 {
         // SAFETY: as `submit`.
         unsafe { sys::ve_apf_os_suspend(gpa, qualification) }
@@ -265,7 +273,7 @@ impl Platform for Linux {
             }
             _ => return self.tell_of(event),
         }
-        if traced() {
+        if sys::traced() {
             self.tell_of(event);
         }
     }
@@ -279,10 +287,9 @@ fn tell(regs: Option<NonNull<PtRegs>>, event: EventNumber, slot: Option<SlotInde
     unsafe { sys::ve_apf_os_report(regs, event, slot, value) }
 }
 
-/// A reason from its number in C; what C can not name is unknown.
+/// A reason from its number in C; what C can not name is unknown. Of nesting it knows nothing.
 fn reason(number: u32) -> SuspendReason {
-    const REASONS: [SuspendReason; 10] = [
-        SuspendReason::Nested,
+    const REASONS: [SuspendReason; 9] = [
         SuspendReason::Atomic,
         SuspendReason::Rcu,
         SuspendReason::Idle,

@@ -21,7 +21,8 @@ use crate::sys::{Failure, PtRegs, RescueFound, VeApfCpu};
 use core::ffi::c_void;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicBool;
-use ve_apf_guest::{complete, handle};
+use ve_apf_guest::complete;
+use ve_apf_guest::handle::{Mode, Verdict, handle_ve};
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
@@ -52,16 +53,37 @@ unsafe extern "C" fn ve_apf_guest_exception(
     in_ve: NonNull<AtomicBool>,
 ) {
     // SAFETY: passed on from the caller.
-    let user = unsafe { (&raw const (*regs.as_ptr()).cs).read() } & 3 != 0;
-    let mode = if user { handle::Mode::User } else { handle::Mode::Kernel };
+    unsafe {
+        if (&raw const (*regs.as_ptr()).cs).read() & 3 != 0 {
+            exception(cpu, Exception { regs, task, in_ve }, Mode::User);
+        } else {
+            in_kernel(cpu, Exception { regs, task, in_ve });
+        }
+    }
+}
+
+/// Code of its own, so that what a fault in user mode takes is straight on, and asks no more what it was.
+///
+/// # Safety
+/// As [`ve_apf_guest_exception`].
+#[inline(never)]
+unsafe fn in_kernel(cpu: NonNull<VeApfCpu>, from: Exception) {
     // SAFETY: passed on from the caller.
-    let linux = unsafe { Linux::new(cpu, Some(Exception { regs, task, in_ve })) };
+    unsafe { exception(cpu, from, Mode::Kernel) }
+}
+
+/// # Safety
+/// As [`ve_apf_guest_exception`].
+#[inline(always)]
+unsafe fn exception(cpu: NonNull<VeApfCpu>, from: Exception, mode: Mode) {
+    // SAFETY: passed on from the caller.
+    let linux = unsafe { Linux::new(cpu, Some(from)) };
     // From here on `cpu` may belong to another CPU than this one.
-    if let handle::Verdict::Fail { cause, gpa, gla } = handle::handle_ve(&linux, mode) {
+    if let Verdict::Fail { cause, gpa, gla } = handle_ve(&linux, mode) {
         let gla_valid = gla.is_some();
         let failure = Failure { gpa, gla: gla.unwrap_or(0), gla_valid, cause };
         // SAFETY: the exception is the caller's; the state machine is done with it.
-        unsafe { sys::ve_apf_fail(regs, &failure) }
+        unsafe { sys::ve_apf_fail(from.regs, &failure) }
     }
 }
 

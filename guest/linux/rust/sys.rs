@@ -3,7 +3,7 @@
 use core::arch::asm;
 use core::ffi::{c_long, c_void};
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicU32;
+use ve_apf_abi::hypercall::{VE_APF_HYPERCALL, VE_APF_OP_SUBMIT};
 
 /// Words of [`VeApfCpu::waiters`]; `VE_APF_WAITERS_WORDS`.
 pub(crate) const WAITERS_WORDS: usize = 64;
@@ -121,6 +121,45 @@ pub(crate) fn count_one<const COUNTER: usize>() {
     }
 }
 
+/// Is any tracepoint enabled? One comparison with memory, which the compiler does not make of an atomic load.
+#[inline(always)]
+pub(crate) fn traced() -> bool {
+    // SAFETY: reads a word of C's that is changed by single instructions only.
+    unsafe {
+        asm!(
+            "cmp dword ptr [rip + {traced}], 0",
+            "jne {yes}",
+            traced = sym ve_apf_traced,
+            yes = label { return true },
+            options(readonly, nostack),
+        );
+    }
+    false
+}
+
+/// Hypercall SUBMIT where the CPU raises #VE itself, which only VMX does: so it is VMCALL, and needs none of the patching that
+/// [`ve_apf_os_submit`] has.
+#[inline(always)]
+pub(crate) fn vmcall_submit(slot: u64) -> c_long {
+    let answer;
+    // SAFETY: only a CPU in VMX non-root operation wrote the VE info area that the caller read, so VMCALL is no #UD; the call
+    // writes nothing but the ring and RAX. RBX is put back, as the compiler wants it for itself.
+    unsafe {
+        asm!(
+            "mov {rbx}, rbx",
+            "mov ebx, {submit}",
+            "vmcall",
+            "mov rbx, {rbx}",
+            rbx = out(reg) _,
+            submit = const VE_APF_OP_SUBMIT,
+            inout("rax") VE_APF_HYPERCALL => answer,
+            in("rcx") slot,
+            options(nostack),
+        );
+    }
+    answer
+}
+
 /// What [`ve_apf_os_may_park`] answers instead of a reason: `VE_APF_MAY_PARK`.
 pub(crate) const MAY_PARK: u32 = u32::MAX;
 
@@ -128,7 +167,7 @@ unsafe extern "C" {
     /// `DEFINE_PER_CPU(u64[], ve_apf_counters)`: not an address to look at.
     static ve_apf_counters: u64;
     /// How many of the tracepoints are enabled.
-    pub(crate) static ve_apf_traced: AtomicU32;
+    static ve_apf_traced: u32;
 
     /// Takes the ring's raw lock; interrupts are off.
     pub(crate) fn ve_apf_os_lock(cpu: NonNull<VeApfCpu>);
@@ -153,6 +192,8 @@ unsafe extern "C" {
 
     /// Hypercall SUBMIT.
     pub(crate) fn ve_apf_os_submit(slot: u64) -> c_long;
+    /// Hypercall SUBMIT of a slot in SUSPEND_ME, with interrupts on if they are in `regs`.
+    pub(crate) fn ve_apf_os_wait(regs: NonNull<PtRegs>, slot: u64) -> c_long;
     /// Hypercall SUSPEND.
     pub(crate) fn ve_apf_os_suspend(gpa: u64, qualification: u64) -> c_long;
     /// Hypercall STATUS.

@@ -188,12 +188,11 @@ impl Vcpu for ThisVcpu {
     }
 
     fn map(&self, page: Page) -> Mapping {
-        // SAFETY: as `index`; no lock of ours is held, so it may sleep.
-        match unsafe { sys::ve_apf_map(self.0, page.gfn, page.write) } {
-            sys::MAPPED => Mapping::Mapped,
-            sys::NOT_NOW => Mapping::NotNow,
-            cause => Mapping::Failed(u16::try_from(cause).unwrap_or(u16::MAX)),
-        }
+        mapping(self, page, true)
+    }
+
+    fn map_if_there(&self, page: Page) -> Mapping {
+        mapping(self, page, false)
     }
 
     fn inject_ve(&self) {
@@ -209,5 +208,15 @@ impl Vcpu for ThisVcpu {
     fn inject_irq(&self) {
         // SAFETY: as `index`.
         unsafe { sys::ve_apf_inject_irq(self.0) }
+    }
+}
+
+/// `ask`: why a page is not there.
+fn mapping(vcpu: &ThisVcpu, page: Page, ask: bool) -> Mapping {
+    // SAFETY: the vCPU is valid, and this is its thread; no lock of ours is held, so it may sleep.
+    match unsafe { sys::ve_apf_map(vcpu.0, page.gfn, page.write, ask) } {
+        sys::MAPPED => Mapping::Mapped,
+        sys::NOT_NOW => Mapping::NotNow,
+        cause => Mapping::Failed(u16::try_from(cause).unwrap_or(u16::MAX)),
     }
 }

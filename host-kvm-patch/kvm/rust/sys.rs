@@ -101,7 +101,7 @@ unsafe extern "C" {
     pub(crate) fn ve_apf_nested_run_pending(v: *mut KvmVcpu) -> bool;
     pub(crate) fn ve_apf_deliverable(v: *mut KvmVcpu) -> bool;
     pub(crate) fn ve_apf_rip(v: *mut KvmVcpu) -> u64;
-    pub(crate) fn ve_apf_map(v: *mut KvmVcpu, gfn: u64, write: bool) -> u32;
+    pub(crate) fn ve_apf_map(v: *mut KvmVcpu, gfn: u64, write: bool, ask: bool) -> u32;
     pub(crate) fn ve_apf_inject_ve(v: *mut KvmVcpu);
     pub(crate) fn ve_apf_can_interrupt(v: *mut KvmVcpu) -> bool;
     pub(crate) fn ve_apf_inject_irq(v: *mut KvmVcpu);

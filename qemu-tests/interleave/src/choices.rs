@@ -183,7 +183,9 @@ fn vcpu_choices(world: &World, state: &State, index: usize, out: &mut Vec<Choice
                 if free(state.tasks[task].lock) {
                     out.push(Choice::Vcpu(index));
                 }
-                if state.budget.preemptions > 0 && state.tasks[task].preemptible && !vcpu.found.ve {
+                // What a hypercall returned is the task's own.
+                let nothing = !vcpu.found.ve && vcpu.found.rax.is_none();
+                if state.budget.preemptions > 0 && state.tasks[task].preemptible && nothing {
                     out.push(Choice::Preempt(index));
                 }
                 return;
@@ -191,7 +193,8 @@ fn vcpu_choices(world: &World, state: &State, index: usize, out: &mut Vec<Choice
             for (task, model) in state.tasks.iter().enumerate() {
                 let spec = &world.scenario.tasks[task];
                 let bound = spec.pinned || !model.started;
-                let here = !bound || spec.starts.is_none_or(|starts| starts == index);
+                let here = (!bound || spec.starts.is_none_or(|starts| starts == index))
+                    && model.stays.is_none_or(|stays| stays == index);
                 if model.status == Status::Runnable && here {
                     out.push(Choice::Run(index, task));
                 }

@@ -69,7 +69,7 @@ impl<'a> Host<'a> {
             Exit::Submit(slot) => self.submit(slot)?,
             Exit::Suspend(gpa, qualification) => self.suspend(gpa, qualification)?,
             Exit::Status(slot, generation) => {
-                self.complete()?;
+                self.complete_if_asked()?;
                 self.stop_polling()?;
                 let answer = self.owning(|state| Ok(status(&self.cpu, state, slot, generation)))?;
                 self.answer(answer)?;
@@ -106,7 +106,7 @@ impl<'a> Host<'a> {
     }
 
     fn submit(&self, slot: u64) -> Result<(), ()> {
-        self.complete()?;
+        self.complete_if_asked()?;
         let waited = self.cpu.look(|vcpu| {
             vcpu.ring.slots.get(slot as usize).is_some_and(|slot| slot.word.state().is_waiting())
         });
@@ -140,8 +140,9 @@ impl<'a> Host<'a> {
 
     /// A fault that is resolved with the vCPU stopped, on request.
     fn suspend(&self, gpa: u64, qualification: u64) -> Result<(), ()> {
-        self.complete()?;
-        let ended = self.fault((gpa >> 12) as usize, qualification & VE_APF_QUAL_WRITE != 0)?;
+        self.complete_if_asked()?;
+        let gfn = (gpa >> 12) as usize;
+        let ended = self.fault_of_hypercall(gfn, qualification & VE_APF_QUAL_WRITE != 0)?;
         let failed = self.cpu.look(|vcpu| std::mem::take(&mut vcpu.found.fault_failed));
         match ended {
             Faulted::Done if !failed => self.answer(Submitted::Resolved),
@@ -152,6 +153,13 @@ impl<'a> Host<'a> {
                 Ok(())
             }
         }
+    }
+
+    fn fault_of_hypercall(&self, gfn: usize, write: bool) -> Result<Faulted, ()> {
+        self.cpu.look(|vcpu| vcpu.waiting = true);
+        let ended = self.fault(gfn, write);
+        self.cpu.look(|vcpu| vcpu.waiting = false);
+        ended
     }
 
     fn answer(&self, answer: Submitted) -> Result<(), ()> {
@@ -169,13 +177,21 @@ impl<'a> Host<'a> {
             }
             // Whatever comes of it, SUBMIT is executed again, and says so.
             Submitted::Wait(page) => {
-                self.fault(page.gfn as usize, page.write)?;
+                self.fault_of_hypercall(page.gfn as usize, page.write)?;
                 self.cpu.look(|vcpu| vcpu.found.fault_failed = false);
                 None
             }
         };
         self.cpu.look(|vcpu| vcpu.found.rax = rax);
         Ok(())
+    }
+
+    /// A hypercall: what is finished by now is known to the slot before it is asked about. Whoever leaves mail requests, too.
+    fn complete_if_asked(&self) -> Result<(), ()> {
+        match self.cpu.look(|vcpu| vcpu.request || (vcpu.polling && !vcpu.watched)) {
+            true => self.complete(),
+            false => Ok(()),
+        }
     }
 
     fn complete(&self) -> Result<(), ()> {

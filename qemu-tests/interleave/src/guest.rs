@@ -4,7 +4,7 @@ use crate::cpu::{Context, Cpu};
 use crate::hash::Owned;
 use crate::info::ModelInfo;
 use crate::ring::ModelRing;
-use crate::scenario::{From, Reach};
+use crate::scenario::{Broken, From, Reach};
 use crate::task::Access;
 use crate::vcpu::Exit;
 use crate::world::{Status, name};
@@ -176,6 +176,22 @@ impl<'a> Platform for Cpu<'a> {
         answer
     }
 
+    fn wait(&self, slot: SlotIndex) -> i64 {
+        let Context::Task(_, from) = self.context else { return self.submit(slot) };
+        let (irqs, here) = (from.irqs(), self.here());
+        let lets_go = self.thread.world.scenario.broken == Some(Broken::LetsGo);
+        self.look(|task| {
+            task.irqs = irqs;
+            task.preemptible = from.preemptible();
+            task.stays = Some(here).filter(|_| !lets_go);
+        });
+        // The first interrupt may come before the hypercall.
+        self.thread.step();
+        let answer = self.submit(slot);
+        self.look(|task| (task.irqs, task.preemptible, task.stays) = (false, false, None));
+        answer
+    }
+
     fn suspend(&self, gpa: u64, qualification: u64) -> i64 {
         let answer = self.hypercall(Exit::Suspend(gpa, qualification));
         if answer != VE_APF_RESOLVED.cast_signed() && answer != VE_APF_FAIL.cast_signed() {
@@ -234,8 +250,8 @@ impl<'a> Platform for Cpu<'a> {
             Event::Rescued(slot) => {
                 self.thread.world.violate(format!("slot {} was rescued", slot.get()));
             }
-            // The host is bound to find it: if it did not, its task would be stuck.
-            Event::Unrung(slot) => world.with(|state| {
+            // The host is bound to find it: if it did not, its task, or the vCPU, would be stuck.
+            Event::Unrung(slot) | Event::Suspended(slot, _) => world.with(|state| {
                 let info = &mut state.vcpus[self.index].info;
                 info.told |= info.slot.is_some_and(|(of, _)| of == slot);
             }),

@@ -3,6 +3,7 @@
 use crate::fiber::Thread;
 use crate::hash::Owned;
 use crate::ring::ModelRing;
+use crate::scenario::Broken;
 use crate::vcpu::{Mode, VcpuModel};
 use crate::world::{Frame, State, VmWorks, Worker, World};
 use ve_apf_abi::ring::{VE_APF_CAUSE_DEADLINE, VE_APF_CAUSE_GONE};
@@ -102,6 +103,26 @@ impl HostCpu<'_> {
     pub fn look<R>(&self, f: impl FnOnce(&mut VcpuModel) -> R) -> R {
         self.thread.world.with(|state| f(&mut state.vcpus[self.vcpu]))
     }
+
+    /// `knows`: that a page can never come is seen before anybody waited for it.
+    fn map_knowing(&self, page: Page, knows: bool) -> Mapping {
+        self.thread.step();
+        let gfn = page.gfn as usize;
+        let (mapping, code) = self.thread.world.with(|state| match state.frames[gfn] {
+            Frame::Mapped => (Mapping::Mapped, 0),
+            Frame::InHost => {
+                state.frames[gfn] = Frame::Mapped;
+                (Mapping::Mapped, 0)
+            }
+            Frame::Missing => (Mapping::NotNow, 1),
+            Frame::Gone if knows => (Mapping::Failed(VE_APF_CAUSE_GONE), 2),
+            Frame::Gone => (Mapping::NotNow, 1),
+        });
+        self.thread.learn(code);
+        self.ring.mapped.set(Some((page.gfn, mapping)));
+        self.thread.note(|| format!("map gfn {gfn}: {mapping:?}"));
+        mapping
+    }
 }
 
 impl<'a> Vcpu for HostCpu<'a> {
@@ -121,7 +142,8 @@ impl<'a> Vcpu for HostCpu<'a> {
 
     fn interrupt_allowed(&self) -> bool {
         let world = self.thread.world;
-        self.thread.learn(world.with(|state| interrupts_on(state, self.vcpu)))
+        let waits = self.look(|vcpu| vcpu.waiting) && world.scenario.broken != Some(Broken::Tells);
+        self.thread.learn(!waits && world.with(|state| interrupts_on(state, self.vcpu)))
     }
 
     fn event_pending(&self) -> bool {
@@ -145,21 +167,11 @@ impl<'a> Vcpu for HostCpu<'a> {
     }
 
     fn map(&self, page: Page) -> Mapping {
-        self.thread.step();
-        let gfn = page.gfn as usize;
-        let (mapping, code) = self.thread.world.with(|state| match state.frames[gfn] {
-            Frame::Mapped => (Mapping::Mapped, 0),
-            Frame::InHost => {
-                state.frames[gfn] = Frame::Mapped;
-                (Mapping::Mapped, 0)
-            }
-            Frame::Missing => (Mapping::NotNow, 1),
-            Frame::Gone => (Mapping::Failed(VE_APF_CAUSE_GONE), 2),
-        });
-        self.thread.learn(code);
-        self.ring.mapped.set(Some((page.gfn, mapping)));
-        self.thread.note(|| format!("map gfn {gfn}: {mapping:?}"));
-        mapping
+        self.map_knowing(page, true)
+    }
+
+    fn map_if_there(&self, page: Page) -> Mapping {
+        self.map_knowing(page, self.thread.world.scenario.fails_at_once)
     }
 
     fn inject_ve(&self) {

@@ -234,7 +234,11 @@ impl Machine {
             Choice::Preempt(vcpu) => world.with(|state| {
                 state.budget.preemptions -= 1;
                 if let Some(task) = state.vcpus[vcpu].current.take() {
-                    state.tasks[task].status = Status::Runnable;
+                    let task = &mut state.tasks[task];
+                    task.status = Status::Runnable;
+                    if task.stays.is_some() {
+                        world.reach(Reach::Preempted);
+                    }
                 }
             }),
             Choice::Restore { events, pages } => self.restore(events, pages),

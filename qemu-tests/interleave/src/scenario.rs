@@ -27,6 +27,12 @@ impl From {
     pub fn irqs(self) -> bool {
         self != Self::Atomic(SuspendReason::IrqsOff)
     }
+
+    /// May other tasks run there, if an interrupt finds some?
+    pub fn preemptible(self) -> bool {
+        use SuspendReason::{Atomic, Idle, IrqsOff, Nested, Nmi};
+        !matches!(self, Self::Atomic(Atomic | Idle | IrqsOff | Nested | Nmi))
+    }
 }
 
 /// One step of a task.
@@ -145,6 +151,10 @@ pub enum Reach {
     Unqueued,
     /// A suspended hypercall was executed again.
     Again,
+    /// An interrupt was taken while the vCPU stood still for a task.
+    Interrupted,
+    /// Another task ran meanwhile.
+    Preempted,
     /// The host looked again after it had announced guest mode, and found a request.
     SecondLook,
     /// The CPU raised #VE by itself.
@@ -182,6 +192,10 @@ pub enum Broken {
     ExpectsTooLate,
     /// The guest switches hardware mode on without clearing the busy word.
     KeepsBusy,
+    /// The guest lets a task go elsewhere for which this vCPU stands still.
+    LetsGo,
+    /// The host tells the guest of the fault that a SUBMIT waits for, though it knows.
+    Tells,
 }
 
 /// A machine and its tasks.
@@ -259,6 +273,7 @@ impl Scenario {
             sweep: false,
             late: None,
             sweeping: false,
+            waiting: false,
             current: None,
             in_irq: false,
             irq_lock: None,
@@ -288,6 +303,7 @@ impl Scenario {
             in_ve: false,
             lock: None,
             preemptible: false,
+            stays: None,
             place: 0,
             rings: 0,
             waits: None,

@@ -13,6 +13,7 @@ use From::{Kernel, User};
 use ve_apf_guest::platform::SuspendReason;
 
 const ATOMIC: From = From::Atomic(SuspendReason::Atomic);
+const PREEMPTIBLE: From = From::Atomic(SuspendReason::NotUserData);
 const NONE: Budget = Budget {
     kills: 0,
     wakes: 0,
@@ -204,13 +205,30 @@ fn suspend() -> Vec<Scenario> {
     vec![
         Scenario {
             tasks: vec![task(0, &[touch(0, ATOMIC)]), task(0, &[touch(1, User)])],
-            reaches: halted.clone(),
+            reaches: [&halted[..], &[Reach::Parked, Reach::Interrupted]].concat(),
             ..base("suspend")
         },
         Scenario {
             tasks: vec![task(0, &[touch(0, ATOMIC)]), task(1, &[touch(0, ATOMIC)])],
             reaches: halted,
             ..base("suspend-two-vcpus")
+        },
+        Scenario {
+            tasks: vec![task(0, &[touch(0, User)]), task(0, &[touch(1, PREEMPTIBLE)])],
+            budget: Budget { preemptions: 1, ..NONE },
+            reaches: vec![Reach::Parked, Reach::Halted, Reach::Preempted],
+            ..base("suspend-preempted")
+        },
+        Scenario {
+            vcpus: 1,
+            tasks: vec![
+                task(0, &[touch(0, User)]),
+                task(0, &[touch(1, PREEMPTIBLE)]),
+                pinned(0, &[Action::Disable, Action::Enable]),
+            ],
+            budget: Budget { preemptions: 1, ..NONE },
+            reaches: vec![Reach::Halted, Reach::Preempted, Reach::Swept],
+            ..base("suspend-preempted-disable")
         },
     ]
 }

@@ -3,7 +3,7 @@
 use crate::cpu::{Context, Cpu, Raised};
 use crate::fiber::Thread;
 use crate::info::{Reached, access};
-use crate::scenario::{Action, From};
+use crate::scenario::{Action, From, Reach};
 use crate::vcpu::{Exit, Found, VcpuModel};
 use crate::world::{Status, TaskModel};
 use ve_apf_guest::complete::{after_disable, before_enable, interrupt, rescue};
@@ -58,6 +58,13 @@ pub fn run_task(thread: Thread<'_>, task: usize) {
 /// The body of the completion interrupt.
 pub fn run_interrupt(thread: Thread<'_>, vcpu: usize) {
     thread.forget("interrupt");
+    let below = thread.world.with(|state| {
+        let task = state.vcpus[vcpu].current?;
+        state.tasks[task].stays
+    });
+    if below.is_some() {
+        thread.world.reach(Reach::Interrupted);
+    }
     interrupt(&Cpu::new(thread, vcpu, Context::Interrupt));
     thread.forget("interrupt over");
     thread.world.with(|state| state.vcpus[vcpu].in_irq = false);

@@ -166,6 +166,8 @@ pub struct VcpuModel {
     pub late: Option<usize>,
     /// A sweep runs: it completes slots without their pages.
     pub sweeping: bool,
+    /// A hypercall waits for a page: the guest need not be told of that.
+    pub waiting: bool,
     /// The running task; `None`: idle.
     pub current: Option<usize>,
     /// The completion interrupt's handler runs, above the task.

@@ -62,6 +62,8 @@ pub struct TaskModel {
     pub lock: Option<usize>,
     /// At a place where the scheduler may take its CPU away.
     pub preemptible: bool,
+    /// It runs nowhere but on this vCPU.
+    pub stays: Option<usize>,
     /// Step of its script.
     pub place: usize,
     /// The rings on whose slots it has a hand: bit per ring.

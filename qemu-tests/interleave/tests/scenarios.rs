@@ -53,6 +53,11 @@ scenarios! {
     moved_gone: "moved-gone",
     suspend: "suspend",
     suspend_two_vcpus: "suspend-two-vcpus",
+    suspend_preempted: "suspend-preempted",
+    suspend_preempted_disable: "suspend-preempted-disable",
+    hw_suspend_preempted: "hw-suspend-preempted",
+    hw_suspend_rescue: "hw-suspend-rescue",
+    hw_suspend_no_thread: "hw-suspend-no-thread",
     kill: "kill",
     kill_both: "kill-both",
     kill_one_slot: "kill-one-slot",
@@ -108,6 +113,7 @@ scenarios! {
     hw_no_slot: "hw-no-slot",
     hw_no_slot_at_all: "hw-no-slot-at-all",
     hw_no_thread: "hw-no-thread",
+    hw_no_thread_fail: "hw-no-thread-fail",
     hw_suspend: "hw-suspend",
     hw_interrupts_off: "hw-interrupts-off",
     hw_nested: "hw-nested",
@@ -127,6 +133,7 @@ scenarios! {
     hw_kill: "hw-kill",
     hw_kill_one_slot: "hw-kill-one-slot",
     hw_fail: "hw-fail",
+    hw_fail_at_once: "hw-fail-at-once",
     hw_deadline: "hw-deadline",
     hw_disable_enable: "hw-disable-enable",
     hw_disable_enable_kill: "hw-disable-enable-kill",
@@ -194,6 +201,22 @@ fn hardware_mode_is_expected_while_it_is_on() {
         let violation = violation.expect_err("a wrong order must be found");
         assert!(violation.what.contains(what), "{broken:?}: {violation}");
     }
+}
+
+/// A slot is its CPU's: who waits for it with the CPU has to stay there.
+#[test]
+fn a_task_for_which_its_cpu_stands_still_stays_there() {
+    let broken = Scenario { broken: Some(Broken::LetsGo), ..scenario("suspend-preempted") };
+    let violation = explore(&broken).expect_err("the task that went elsewhere must be found");
+    assert!(violation.what.contains("on another CPU than the ring's"), "{violation}");
+}
+
+/// The hypercall that waits for a fault is no place to tell the guest of it.
+#[test]
+fn a_fault_that_a_hypercall_waits_for_is_told_to_nobody() {
+    let broken = Scenario { broken: Some(Broken::Tells), ..scenario("hw-suspend-no-thread") };
+    let violation = explore(&broken).expect_err("a #VE on the hypercall must be found");
+    assert!(violation.what.contains("leaked"), "{violation}");
 }
 
 /// The reduction leaves orders out, but no end.

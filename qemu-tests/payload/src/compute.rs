@@ -7,6 +7,7 @@ use std::thread::{Builder, JoinHandle};
 
 use anyhow::{Context, Result};
 
+use crate::device::forbid_port;
 use crate::sys;
 
 /// Running tasks.
@@ -47,6 +48,7 @@ impl Computers {
                 let stop = stop.clone();
                 let body = move || {
                     pin(cpu);
+                    forbid_port();
                     compute(&stop)
                 };
                 Builder::new()

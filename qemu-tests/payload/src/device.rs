@@ -32,10 +32,7 @@ pub struct PagerState {
 impl Device {
     /// Finds the device; `None` under a VMM that has none.
     pub fn open() -> Result<Option<Device>> {
-        // SAFETY: takes plain integers. Threads made later inherit the permission.
-        if unsafe { libc::ioperm(PORT.into(), 4, 1) } != 0 {
-            return Err(std::io::Error::last_os_error()).context("ioperm (CONFIG_X86_IOPL_IOPERM)");
-        }
+        permit(true).context("ioperm (CONFIG_X86_IOPL_IOPERM)")?;
         let pages = Pages::anonymous(1)?;
         pages.keep_from_children()?;
         let frame = u32::try_from(pages.frames().context("CONFIG_PROC_PAGE_MONITOR")?[0])?;
@@ -246,6 +243,9 @@ impl Device {
     fn exchange(&self, page: &mut CommandPage) {
         let shared = self.page.lock().unwrap_or_else(PoisonError::into_inner);
         let (pages, frame) = *shared;
+        if let Err(error) = permit(true) {
+            println!("l2-init: ioperm: {error}");
+        }
         for (i, word) in page.as_bytes().chunks_exact(8).enumerate() {
             pages.write(0, i, word.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte)));
         }
@@ -259,6 +259,23 @@ impl Device {
             word.copy_from_slice(&pages.read(0, i).to_le_bytes());
         }
         *page = CommandPage::from_bytes(bytes);
+    }
+}
+
+/// The calling thread has nothing to say to the device, or not soon: a task with a map of permitted ports takes longer to
+/// switch to, which no task of a real guest has.
+pub fn forbid_port() {
+    if let Err(error) = permit(false) {
+        println!("l2-init: ioperm: {error}");
+    }
+}
+
+/// May the calling thread, and threads that it makes, access the device's port?
+fn permit(on: bool) -> std::io::Result<()> {
+    // SAFETY: takes plain integers.
+    match unsafe { libc::ioperm(PORT.into(), 4, on.into()) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
     }
 }
 

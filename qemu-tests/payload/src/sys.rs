@@ -55,6 +55,24 @@ pub fn spare_first_cpu() -> io::Result<()> {
     }
 }
 
+fn membarrier_command(command: libc::c_int) -> io::Result<()> {
+    // SAFETY: takes three numbers.
+    match unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// This process will use [`membarrier`].
+pub fn register_membarrier() -> io::Result<()> {
+    membarrier_command(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED)
+}
+
+/// Has each other CPU that runs a thread of this process execute a memory barrier: by an IPI, whose answer it waits for.
+pub fn membarrier() -> io::Result<()> {
+    membarrier_command(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED)
+}
+
 /// From now on thread `pid`, or the caller if that is 0, runs on these CPUs only.
 pub fn run_on(pid: i32, cpus: Range<usize>) -> io::Result<()> {
     // SAFETY: cpu_set_t is plain bits; all zero is the empty set.
@@ -92,6 +110,9 @@ pub fn cpu_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Bytes of a huge page, and what one page table maps.
+const HUGE: usize = 2 << 20;
+
 /// A mapping of whole pages that stays where it is until the program ends. Its content changes behind the compiler's
 /// back, so it is only reached through volatile accesses.
 #[derive(Debug, Clone, Copy)]
@@ -108,12 +129,7 @@ impl Pages {
 
     /// A child gets no copy, so that no write after a fork() moves a page to another frame.
     pub fn keep_from_children(&self) -> io::Result<()> {
-        let start = self.start as *mut libc::c_void;
-        // SAFETY: the range is this mapping; the advice changes no content.
-        match unsafe { libc::madvise(start, self.count * PAGE, libc::MADV_DONTFORK) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        self.advise(libc::MADV_DONTFORK)
     }
 
     /// A file's first pages, shared, present and locked.
@@ -124,16 +140,8 @@ impl Pages {
 
     /// Anonymous, in huge pages: frames follow each other from one aligned to 2 MiB on.
     pub fn huge(count: usize) -> io::Result<Pages> {
-        const HUGE: usize = 2 << 20;
-        let (prot, flags) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         let len = (count * PAGE).next_multiple_of(HUGE);
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let room = unsafe { libc::mmap(std::ptr::null_mut(), len + HUGE, prot, flags, -1, 0) };
-        if room == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = (room as usize).next_multiple_of(HUGE) as *mut libc::c_void;
+        let start = Pages::room(len)?;
         for advice in [libc::MADV_HUGEPAGE, libc::MADV_POPULATE_WRITE] {
             // SAFETY: `len` bytes from `start` on are part of the mapping just made.
             if unsafe { libc::madvise(start, len, advice) } != 0 {
@@ -149,27 +157,36 @@ impl Pages {
 
     /// One anonymous page that [`Pages::forget`] can take away, in a page table of its own.
     pub fn volatile() -> io::Result<Pages> {
-        const TABLE: usize = 2 << 20;
-        let (prot, flags) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let room = unsafe { libc::mmap(std::ptr::null_mut(), 2 * TABLE, prot, flags, -1, 0) };
-        if room == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        let start = Pages::room(HUGE)?;
         // SAFETY: the range was just mapped; the advice changes no content. Kernels without THP refuse: fine.
-        unsafe { libc::madvise(room, 2 * TABLE, libc::MADV_NOHUGEPAGE) };
-        Ok(Pages { start: (room as usize).next_multiple_of(TABLE), count: 1 })
+        unsafe { libc::madvise(start, HUGE, libc::MADV_NOHUGEPAGE) };
+        Ok(Pages { start: start as usize, count: 1 })
     }
 
     /// Gives all pages back to the kernel; the next touch of each is a page fault.
     pub fn forget(&self) -> io::Result<()> {
+        self.advise(libc::MADV_DONTNEED)
+    }
+
+    fn advise(&self, advice: libc::c_int) -> io::Result<()> {
         let start = self.start as *mut libc::c_void;
         // SAFETY: the range is this mapping, which is only reached through volatile accesses.
-        match unsafe { libc::madvise(start, self.count * PAGE, libc::MADV_DONTNEED) } {
+        match unsafe { libc::madvise(start, self.count * PAGE, advice) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
+    }
+
+    /// Address space for `len` bytes, aligned to [`HUGE`]; anonymous, nothing of it present.
+    fn room(len: usize) -> io::Result<*mut libc::c_void> {
+        let (prot, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let room = unsafe { libc::mmap(std::ptr::null_mut(), len + HUGE, prot, flags, -1, 0) };
+        if room == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok((room as usize).next_multiple_of(HUGE) as *mut libc::c_void)
     }
 
     fn map(count: usize, flags: libc::c_int, fd: libc::c_int) -> io::Result<Pages> {

@@ -1,6 +1,6 @@
 //! Hardware mode: the CPU raises #VE by itself.
 
-use super::{ATOMIC, NONE, base, one_each, pinned, task, touch};
+use super::{ATOMIC, NONE, PREEMPTIBLE, base, one_each, pinned, task, touch};
 use crate::scenario::From::{Atomic, Kernel, User};
 use crate::scenario::{Action, Budget, From, Reach, Scenario, Task};
 use crate::world::Frame;
@@ -96,6 +96,13 @@ fn scarce() -> Vec<Scenario> {
             reaches: vec![Reach::Delivered, Reach::Unqueued],
             ..hardware("hw-no-thread")
         },
+        Scenario {
+            threads: 0,
+            frames: vec![Frame::Gone, Frame::Missing],
+            tasks: vec![task(0, &[touch(0, User)]), task(0, &[touch(0, ATOMIC)])],
+            reaches: vec![Reach::Delivered, Reach::AtOnce, Reach::Failed],
+            ..hardware("hw-no-thread-fail")
+        },
     ]
 }
 
@@ -103,8 +110,30 @@ fn suspend() -> Vec<Scenario> {
     let halted = vec![Reach::Delivered, Reach::Halted, Reach::Again];
     vec![
         Scenario {
+            vcpus: 1,
+            tasks: vec![task(0, &[touch(0, PREEMPTIBLE)]), task(0, &[touch(1, PREEMPTIBLE)])],
+            budget: Budget { preemptions: 2, ..NONE },
+            reaches: vec![Reach::Delivered, Reach::Halted, Reach::Preempted],
+            ..hardware("hw-suspend-preempted")
+        },
+        // The host may not know of the slot yet.
+        Scenario {
+            vcpus: 1,
+            tasks: vec![task(0, &[touch(0, PREEMPTIBLE)]), pinned(0, &[Action::Rescue])],
+            budget: Budget { preemptions: 1, ..NONE },
+            reaches: vec![Reach::Delivered, Reach::Halted, Reach::Preempted],
+            ..hardware("hw-suspend-rescue")
+        },
+        // The thread may be free again by the time the vCPU would wait without one.
+        Scenario {
+            threads: 1,
+            tasks: vec![task(0, &[touch(0, ATOMIC)]), task(1, &[touch(1, User)])],
+            reaches: vec![Reach::Delivered, Reach::Unqueued, Reach::Halted],
+            ..hardware("hw-suspend-no-thread")
+        },
+        Scenario {
             tasks: vec![task(0, &[touch(0, ATOMIC)]), task(0, &[touch(1, User)])],
-            reaches: halted.clone(),
+            reaches: [&halted[..], &[Reach::Parked, Reach::Interrupted]].concat(),
             ..hardware("hw-suspend")
         },
         Scenario {
@@ -226,8 +255,15 @@ fn end() -> Vec<Scenario> {
         Scenario {
             frames: vec![Frame::Gone, Frame::Missing],
             tasks: vec![task(0, &[touch(0, User)]), task(1, &[touch(0, ATOMIC)])],
-            reaches: vec![Reach::Delivered, Reach::AtOnce, Reach::Failed],
+            reaches: vec![Reach::Delivered, Reach::Parked, Reach::Failed],
             ..hardware("hw-fail")
+        },
+        Scenario {
+            frames: vec![Frame::Gone, Frame::Missing],
+            tasks: vec![task(0, &[touch(0, User)]), task(1, &[touch(0, ATOMIC)])],
+            fails_at_once: true,
+            reaches: vec![Reach::Delivered, Reach::AtOnce, Reach::Failed],
+            ..hardware("hw-fail-at-once")
         },
         Scenario {
             vcpus: 1,

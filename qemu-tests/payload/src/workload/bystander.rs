@@ -20,7 +20,7 @@ use super::kernel_io::{read_into, source_file};
 use super::team::Team;
 use crate::arena::{Arena, Slice};
 use crate::compute::{Computers, pin, work};
-use crate::device::Device;
+use crate::device::{Device, forbid_port};
 use crate::options::Options;
 use crate::section::{Section, pinned};
 use crate::sys;
@@ -118,6 +118,7 @@ impl Bystander {
         let stopped = stop.clone();
         let body = move || {
             pin(cpu);
+            forbid_port();
             let mut late = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
                 let began = sys::now_ns();

@@ -28,6 +28,7 @@ mod rate;
 mod reboot;
 mod restore;
 mod same_page;
+mod standing_still;
 mod stress;
 mod team;
 mod user_touch;
@@ -42,10 +43,11 @@ type Run = fn(&str, &Options, &Device) -> Result<()>;
 type RunAlone = fn(&Options) -> Result<()>;
 
 /// Workloads that need the test device.
-const WITH_DEVICE: [(&str, Run); 30] = [
+const WITH_DEVICE: [(&str, Run); 31] = [
     ("offline", offline::run),
     ("break_ring", break_ring::run),
     ("contexts", contexts::run),
+    ("standing_still", standing_still::run),
     ("hypercall", hypercall::run),
     ("user_touch", user_touch::run),
     ("work_touch", user_touch::run),

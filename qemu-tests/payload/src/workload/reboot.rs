@@ -189,6 +189,9 @@ fn arrived(boot: usize, options: &Options, device: &Device) -> Result<Value> {
     let before = GuestCounters::read();
     let wrong: u64 = (0..PAGES).map(|index| slice.wrong_bytes(index, 1, 0..PAGE_WORDS)).sum();
     let counts = Value::Object(GuestCounters::read().since(&before));
+    let counted = |name: &str| counts["ve_apf"][name].as_u64();
+    // A page may be there before its task sleeps.
+    let parked = counted("parked").unwrap_or(0) + counted("early").unwrap_or(0);
     let [again, _] = device.mark(Mark::Check, &[])?;
     let bad = dmesg::bad_lines();
     let record = json!({
@@ -199,13 +202,13 @@ fn arrived(boot: usize, options: &Options, device: &Device) -> Result<Value> {
         "bytes_written": changed.max(again),
         "faults": PAGES,
         "wrong_bytes": wrong,
+        "parked_or_early": parked,
         "ve_apf": counts["ve_apf"],
         "ve_apf_log": dmesg::lines_with("ve-apf"),
         "bad": bad.len(),
         "bad_lines": bad,
     });
     device.report("", &record);
-    let counted = |name: &str| counts["ve_apf"][name].as_u64();
     ensure!(
         record["bytes_written"] == 0
             && wrong == 0
@@ -213,8 +216,6 @@ fn arrived(boot: usize, options: &Options, device: &Device) -> Result<Value> {
             && counted("rescued") == Some(0),
         "boot {boot}: {record}"
     );
-    // A page may be there before its task sleeps.
-    let parked = counted("parked").unwrap_or(0) + counted("early").unwrap_or(0);
     ensure!(parked == PAGES as u64, "boot {boot}: {record}");
     Ok(record)
 }

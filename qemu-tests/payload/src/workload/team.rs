@@ -6,6 +6,7 @@ use std::thread::{Builder, JoinHandle};
 use anyhow::{Context, Result};
 
 use crate::compute::pin;
+use crate::device::forbid_port;
 use crate::sys;
 use crate::tally::Tally;
 
@@ -28,6 +29,7 @@ impl Team {
                 let (start, body) = (start.clone(), body.clone());
                 let task = move || {
                     pin(cpu);
+                    forbid_port();
                     start.wait();
                     let began = sys::thread_cpu_ns();
                     let mut tally = Tally::default();

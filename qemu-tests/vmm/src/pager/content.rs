@@ -11,7 +11,7 @@ use crate::memory::Ram;
 pub(super) enum Content {
     /// The pattern of this round.
     Pattern(u64),
-    /// What it held.
+    /// What it held, or a pattern that was made.
     Saved(Box<[u8; PAGE_SIZE]>),
 }
 
@@ -21,6 +21,13 @@ impl Content {
         let mut bytes = Box::new([0; PAGE_SIZE]);
         ram.mem.read_slice(&mut bytes[..], GuestAddress(gfn * PAGE_SIZE as u64))?;
         Ok(Content::Saved(bytes))
+    }
+
+    /// Somebody waits: a pager has the page before it is due.
+    pub(super) fn prepare(&mut self, gfn: u64) {
+        if let Content::Pattern(round) = *self {
+            *self = Content::Saved(Content::Pattern(round).bytes(gfn));
+        }
     }
 
     /// The page to deliver.

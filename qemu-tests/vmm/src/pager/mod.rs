@@ -251,8 +251,13 @@ impl Pager {
             }
             if state.schedule.request(now, gfn, &table.get(gfn)) == Request::Duplicate {
                 state.counts.duplicates += 1;
-            } else if state.log.len() < MAX_LOG {
+                continue;
+            }
+            if state.log.len() < MAX_LOG {
                 state.log.push(gfn);
+            }
+            if let Some(content) = state.missing.get_mut(&gfn) {
+                content.prepare(gfn);
             }
         }
         let pending = state.schedule.len() as u64;
@@ -288,10 +293,10 @@ impl Pager {
             let counter = if was_evicted { &mut counts.delivered } else { &mut counts.restored };
             *counter += u64::from(answer == Answer::Delivered);
         }
-        if !alone {
-            for hva in batch.iter().filter_map(|gfn| self.ram.hva(*gfn)) {
-                self.uffd.wake(hva, 4096)?;
-            }
+        // One call for all; who else waits in between looks for his page, and waits again.
+        let places = || batch.iter().filter_map(|gfn| self.ram.hva(*gfn));
+        if let (false, Some(first), Some(last)) = (alone, places().min(), places().max()) {
+            self.uffd.wake(first, last - first + 4096)?;
         }
         Ok(())
     }

@@ -180,7 +180,7 @@ fn exit_to_kvm(_: &mut Things) -> Result<()> {
 /// Reading the test device's port has no effect; the answer is the VMM's.
 fn exit_to_vmm(_: &mut Things) -> Result<()> {
     let byte: u8;
-    // SAFETY: who has the device has the permission, and reading does nothing.
+    // SAFETY: this thread opened the device, and has had the permission since; reading does nothing.
     unsafe {
         std::arch::asm!("in al, dx", in("dx") PORT, out("al") byte, options(nomem, nostack, preserves_flags))
     };
