@@ -40,6 +40,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) disk_mib: u32,
     /// QEMU counts instructions as time, 2^N ns each.
     pub(crate) icount: Option<u8>,
+    /// Millions of instructions that are a second for a CPU in Bochs.
+    pub(crate) mips: u32,
     /// The console goes here, with times.
     pub(crate) log: PathBuf,
     /// Commands for Bochs's debugger; it logs to [`Boot::debugger_log`].
@@ -263,6 +265,7 @@ mod tests {
             cmdline: "",
             disk_mib: 0,
             icount: None,
+            mips: 200,
             log: "x.log".into(),
             debugger: None,
             limits: vec![seconds(5), seconds(7)],

@@ -4,7 +4,7 @@ use crate::error::{Kind, fail};
 use crate::expect::Expectation;
 use crate::initrd::Step;
 use crate::kernel::Flavour;
-use crate::lane::Lane;
+use crate::lane::{BOCHS_MIPS, Lane};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -44,6 +44,8 @@ pub(crate) struct BootEntry {
     pub(crate) kernel: Flavour,
     /// Time is a count of instructions, each of which takes 2^N ns.
     pub(crate) icount: Option<u8>,
+    /// Millions of instructions that are a second for a CPU in Bochs.
+    mips: Option<u32>,
 }
 
 impl BootEntry {
@@ -57,6 +59,11 @@ impl BootEntry {
         self.mem_mib.unwrap_or_else(|| self.lane.mem_mib())
     }
 
+    /// Millions of instructions that are a second for a CPU in Bochs.
+    pub(crate) fn mips(&self) -> u32 {
+        self.mips.unwrap_or(BOCHS_MIPS)
+    }
+
     /// Its time is a count of instructions, so that a busy machine changes nothing.
     pub(crate) fn counts_time(&self) -> bool {
         self.lane == Lane::Vmx || self.icount.is_some()
@@ -64,8 +71,11 @@ impl BootEntry {
 
     /// Seconds of the host that a second of L1 may take.
     pub(crate) fn slowness(&self) -> u32 {
-        // QEMU runs all CPUs in one thread then, and executes every instruction that time is made of.
-        if self.icount.is_some() { Lane::Vmx.slowness() } else { self.lane.slowness() }
+        // With -icount QEMU runs all CPUs in one thread, and executes every instruction that time is made of: as Bochs does.
+        match self.counts_time() {
+            true => (Lane::Vmx.slowness() * self.mips()).div_ceil(BOCHS_MIPS),
+            false => self.lane.slowness(),
+        }
     }
 
     fn check(&self, name: &str) -> Result<()> {
@@ -80,6 +90,14 @@ impl BootEntry {
         anyhow::ensure!(
             self.icount.is_none_or(|shift| shift <= 10),
             "boot {name}: icount must be 0 to 10, QEMU's limit"
+        );
+        anyhow::ensure!(
+            self.lane == Lane::Vmx || self.mips.is_none(),
+            "boot {name}: mips is of the lane vmx; on svm there is icount"
+        );
+        anyhow::ensure!(
+            self.mips.is_none_or(|mips| (1..=4000).contains(&mips)),
+            "boot {name}: mips must be 1 to 4000, Bochs's limit"
         );
         anyhow::ensure!(
             self.lane == Lane::Svm || self.kernel != Flavour::Stock,
@@ -102,6 +120,8 @@ pub(crate) struct Case {
     pub(crate) counts_time: bool,
     /// CPUs of L1.
     pub(crate) l1_cpus: u32,
+    /// On vmx: millions of instructions that are a second for each.
+    pub(crate) mips: Option<u32>,
     /// The guest's way with missing pages.
     pub(crate) mode: Mode,
     /// vCPUs of L2.

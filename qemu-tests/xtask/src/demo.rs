@@ -72,7 +72,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
         paths::write_atomic(&dir.join("timeline.svg"), svg.as_bytes())?;
     }
     let facts = [
-        ("machine", args.lane.about(&[cpus])),
+        ("machine", args.lane.about(&[cpus], &[])),
         ("kernel", format!("{} (PREEMPT), configuration qemu-tests/kernel", lab.kernel.key)),
         ("times", "emulated: counts and shares mean something, absolute times do not".to_owned()),
         ("cases", "qemu-tests/cases/demo.toml".to_owned()),

@@ -14,8 +14,9 @@ pub(crate) enum Lane {
     Vmx,
 }
 
-/// Instructions of L1 and L2 together that are a second for them, in Bochs. It emulates 40 to 110 million in a second.
-pub(crate) const BOCHS_IPS: u32 = 200_000_000;
+/// Millions of instructions that are a second for a CPU in Bochs, if the boot does not say. It emulates 40 to 110 million in a
+/// second of the host, so that time passes more slowly there the more they are; where a machine computes.
+pub(crate) const BOCHS_MIPS: u32 = 200;
 
 impl Lane {
     /// As in the case table and on the command line.
@@ -26,15 +27,24 @@ impl Lane {
         }
     }
 
-    /// For the report; L1 has so many CPUs, or one of these numbers of them.
-    pub(crate) fn about(self, cpus: &[u32]) -> String {
+    /// For the report; L1 has so many CPUs, or one of these numbers of them, and on vmx so many million instructions are a
+    /// second for each.
+    pub(crate) fn about(self, cpus: &[u32], mips: &[u32]) -> String {
         let what = match self {
             Self::Svm => "QEMU TCG, AMD SVM with nested paging",
             Self::Vmx => "Bochs, Intel VMX with EPT and #VE",
         };
-        let numbers: Vec<String> = cpus.iter().map(u32::to_string).collect();
+        let any_of = |numbers: &[u32]| {
+            let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
+            numbers.join(" or ")
+        };
         let plural = if cpus == [1] { "" } else { "s" };
-        format!("{what}, {} CPU{plural}; Linux 6.12 as host and as guest", numbers.join(" or "))
+        let mut text =
+            format!("{what}, {} CPU{plural}; Linux 6.12 as host and as guest", any_of(cpus));
+        if !mips.is_empty() {
+            text.push_str(&format!("; a microsecond is {} instructions", any_of(mips)));
+        }
+        text
     }
 
     /// CPUs of L1, if the boot does not say.
@@ -54,8 +64,8 @@ impl Lane {
         }
     }
 
-    /// Kernel parameters of L1.
-    pub(crate) fn l1_cmdline(self, cpus: u32) -> String {
+    /// Kernel parameters of L1, where Bochs's CPUs execute `mips` million instructions in a second.
+    pub(crate) fn l1_cmdline(self, cpus: u32, mips: u32) -> String {
         if self == Self::Svm {
             return "console=ttyS0 panic=-1 quiet".to_owned();
         }
@@ -64,12 +74,16 @@ impl Lane {
         let mut text = String::from("console=ttyS0,115200 panic=-1 quiet reboot=t");
         // CPUID names a TSC frequency, but here the TSC counts instructions; told the right one, L1 has clocks and timers
         // that agree.
-        text.push_str(&format!(" tsc_early_khz={}", BOCHS_IPS / 1000));
+        text.push_str(&format!(" tsc_early_khz={}", u64::from(mips) * 1000));
         // Half-emulated features that the kernel complains about or tries again and again.
         text.push_str(" noxsave clearcpuid=tsc_deadline_timer,aperfmperf");
         if cpus == 1 {
             // CPUID has no topology leaf then, and the older one knows of more cores than there are.
             text.push_str(",ht");
+        } else {
+            // A CPU in MWAIT often does not see here what another one writes: it slept on until its next timer, and with it a
+            // task that was woken there (docs/notes/0004).
+            text.push_str(" idle=halt");
         }
         text.push(' ');
         text.push_str(QUICK);
@@ -86,7 +100,7 @@ impl Lane {
         }
     }
 
-    /// Seconds of the host that a second of L1 may take.
+    /// Seconds of the host that a second of L1 may take; on vmx with [`BOCHS_MIPS`].
     pub(crate) fn slowness(self) -> u32 {
         match self {
             Self::Svm => 1,
@@ -112,9 +126,11 @@ mod tests {
 
     #[test]
     fn only_the_machine_whose_tsc_counts_instructions_is_told_its_frequency() {
-        assert_eq!(Lane::Svm.l1_cmdline(2), "console=ttyS0 panic=-1 quiet");
-        let one = Lane::Vmx.l1_cmdline(1);
+        assert_eq!(Lane::Svm.l1_cmdline(2, BOCHS_MIPS), "console=ttyS0 panic=-1 quiet");
+        let one = Lane::Vmx.l1_cmdline(1, BOCHS_MIPS);
         assert!(one.contains("tsc_early_khz=200000") && one.contains(",ht "), "{one}");
-        assert!(!Lane::Vmx.l1_cmdline(2).contains(",ht"));
+        let two = Lane::Vmx.l1_cmdline(2, 1000);
+        assert!(!two.contains(",ht") && two.contains("idle=halt"), "{two}");
+        assert!(two.contains("tsc_early_khz=1000000"), "{two}");
     }
 }

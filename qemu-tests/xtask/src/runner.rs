@@ -198,7 +198,8 @@ fn boot(lab: &Lab, name: &str, entry: &BootEntry, cases: &[&Case]) -> Result<Con
     paths::write_atomic(&initrd, &lab.programs.l1(&kernels, &plan, client)?)?;
     // L1 kills a step in its own time; this is for an L1 that does not.
     let limit = |s: &Step| Duration::from_secs(s.timeout_s + 10) * entry.slowness();
-    let cmdline = format!("{} {}", entry.lane.l1_cmdline(entry.cpus()), entry.cmdline);
+    let cmdline =
+        format!("{} {}", entry.lane.l1_cmdline(entry.cpus(), entry.mips()), entry.cmdline);
     let boot = Boot {
         name,
         lane: entry.lane,
@@ -209,6 +210,7 @@ fn boot(lab: &Lab, name: &str, entry: &BootEntry, cases: &[&Case]) -> Result<Con
         cmdline: cmdline.trim(),
         disk_mib: entry.disk_mib,
         icount: entry.icount,
+        mips: entry.mips(),
         log: lab.dir.join(format!("{name}.log")),
         debugger: points.as_ref().map(|points| points.script(sections)),
         limits: plan.iter().map(limit).collect(),

@@ -210,15 +210,19 @@ fn summarize(outcomes: &[Outcome], host: Option<&Counts>) -> Totals {
     totals
 }
 
-/// The last lines of a log, for whoever has only what was printed. Records are long; their beginning tells enough.
+/// The last lines of a log, for whoever has only what was printed, and may have not much of that. Records are long; the
+/// beginning tells enough of all but those of a machine that hangs.
 fn ends_with(log: &Path) -> Vec<String> {
-    const LINES: usize = 40;
-    const WIDTH: usize = 300;
+    const LINES: usize = 14;
+    let width = |line: &str| {
+        let hangs = ["\"kind\":\"hung\"", "\"kind\":\"timeout\""];
+        if hangs.iter().any(|kind| line.contains(kind)) { 1500 } else { 180 }
+    };
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(LINES)..];
-    last.iter().map(|line| line.chars().take(WIDTH).collect()).collect()
+    last.iter().map(|line| line.chars().take(width(line)).collect()).collect()
 }
 
 fn write_results(path: &Path, outcomes: &[Outcome], totals: &Totals) -> Result<()> {

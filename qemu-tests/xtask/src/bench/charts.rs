@@ -1,7 +1,7 @@
 //! Which charts there are, and what is in them.
 
 use super::chart::{Bar, Group, Line, Scale, bars, lines};
-use super::row::{Bench, Row};
+use super::row::{Bench, COUNTED, Row};
 use super::summary::{BreakEven, MODES};
 
 mod whole_vm;
@@ -222,9 +222,7 @@ fn instructions(bench: &Bench, lane: &str, fields: &[(&str, &str)]) -> Option<St
         .iter()
         .filter_map(|(label, field)| {
             group(label, |mode| {
-                let n = bench
-                    .of(lane, mode, "one_at_a_time_counted")
-                    .find_map(|row| row.number(field))?;
+                let n = bench.of(lane, mode, COUNTED).find_map(|row| row.number(field))?;
                 Some(plain(mode, n, format!("{n} instructions")))
             })
         })

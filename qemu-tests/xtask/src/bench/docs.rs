@@ -5,7 +5,6 @@ use super::row::{Bench, Row};
 use super::sections;
 use super::summary::{BreakEven, MODES};
 use super::targets;
-use crate::lane::Lane;
 use std::fmt::Write;
 
 /// The targets as a table in Markdown.
@@ -36,8 +35,7 @@ pub(super) fn performance(bench: &Bench) -> String {
         bench.kernel
     );
     for name in bench.lanes() {
-        let lane = if name == "vmx" { Lane::Vmx } else { Lane::Svm };
-        let _ = writeln!(out, "\n* {name}: {}", lane.about(&bench.l1_cpus(name)));
+        let _ = writeln!(out, "\n* {name}: {}", bench.about(name));
     }
     out.push_str("\n* hardware-polling: hardware mode with a host that polls for submissions and gathers completions, `kvm.ve_apf_poll_ns` and\n  `kvm.ve_apf_gather_ns` as the boot of the case `polling` has them in qemu-tests/cases/bench.toml\n");
     let [met, not_met, unknown] = targets::counts(&targets::all(bench));

@@ -156,6 +156,14 @@ const FIELDS: &[Field] = &[
         take: |s| Some(json!(s.l1_cpus)),
     },
     Field {
+        name: "mips",
+        what: "instructions that each of them executes in a microsecond of its time",
+        how: "the case table",
+        exact: Exact::Never,
+        absent: "under QEMU a time is no number of instructions; with -icount it is one of all CPUs together",
+        take: |s| s.mips.map(Value::from),
+    },
+    Field {
         name: "useful_share",
         what: "CPU time of the computing tasks, and of the others' own work, over wall time",
         how: "the guest's scheduler; a task whose fault stops the vCPU is charged for that. Own work: as much as the touching tasks take for the same with all memory there, `own_us`",
@@ -213,6 +221,14 @@ const FIELDS: &[Field] = &[
         exact: Exact::Counted,
         absent: NO_PROBE,
         take: |s| s.median("wake"),
+    },
+    Field {
+        name: "guest_insns_scheduler",
+        what: "of `guest_insns_wake`, the scheduler's: from the first instruction of try_to_wake_up() on, median",
+        how: "as `guest_insns_wake`",
+        exact: Exact::Counted,
+        absent: NO_PROBE,
+        take: |s| s.median("scheduler"),
     },
     Field {
         name: "host_insns_per_fault",
@@ -285,6 +301,14 @@ const FIELDS: &[Field] = &[
         exact: Exact::Never,
         absent: "the workload has no bystander",
         take: |s| s.at("bystander_quiet_us", "p99").map(Value::from),
+    },
+    Field {
+        name: "early",
+        what: "faults whose page was there before the task slept",
+        how: "the guest kernel's count",
+        exact: Exact::Never,
+        absent: "not ve-apf",
+        take: |s| ours(s, "early"),
     },
     Field {
         name: "suspended",

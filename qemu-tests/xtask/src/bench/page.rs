@@ -5,7 +5,6 @@ use super::charts::{REASONS, charts};
 use super::row::{Bench, Row};
 use super::summary::MODES;
 use super::targets;
-use crate::lane::Lane;
 use crate::report::svg::escape;
 use std::fmt::Write;
 
@@ -25,14 +24,13 @@ pub(super) fn page(bench: &Bench) -> String {
     out.push_str("<h2>What must lead</h2>\n");
     targets_table(&mut out, bench);
     for name in bench.lanes() {
-        let lane = if name == "vmx" { Lane::Vmx } else { Lane::Svm };
         let _ = write!(
             out,
             "<h2>{name}</h2>\n<p class=\"about\">{}. {}</p>\n<div class=\"charts\">\n",
-            escape(&lane.about(&bench.l1_cpus(name))),
-            match lane {
-                Lane::Vmx => "Time is a count of instructions: figures repeat.",
-                Lane::Svm => "Times are an emulator's: compare modes with each other only.",
+            escape(&bench.about(name)),
+            match name {
+                "vmx" => "Time is a count of instructions: figures repeat.",
+                _ => "Times are an emulator's: compare modes with each other only.",
             }
         );
         for (title, note, chart) in charts(bench, name) {

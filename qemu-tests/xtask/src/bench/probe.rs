@@ -13,7 +13,7 @@ use serde_json::json;
 use std::fmt::Write;
 use std::path::Path;
 
-/// Stops in each section. A fault makes some twenty, so a section has to have about two hundred faults.
+/// Stops in each section. A fault makes some twenty-five, so a section has to have about two hundred faults.
 const STOPS: usize = 2500;
 
 /// Where it stops.
@@ -25,6 +25,8 @@ enum Point {
     Schedule,
     /// The interrupt of a completion begins.
     Interrupt,
+    /// The scheduler is asked to wake a task.
+    Wake,
     /// A task was made runnable.
     Runnable,
     /// A VM exit has happened.
@@ -33,11 +35,12 @@ enum Point {
     Entry,
 }
 
-const SYMBOLS: [(&str, Point); 6] = [
+const SYMBOLS: [(&str, Point); 7] = [
     ("asm_exc_virtualization_exception", Point::Fault),
     ("asm_exc_page_fault", Point::Fault),
     ("__schedule", Point::Schedule),
     ("asm_sysvec_kvm_asyncpf_interrupt", Point::Interrupt),
+    ("try_to_wake_up", Point::Wake),
     // Called for each task that was put on a run queue, right after that.
     ("wakeup_preempt", Point::Runnable),
     ("vmx_vmexit", Point::Exit),
@@ -158,9 +161,11 @@ fn elf_bytes(elf: &[u8], from: u64, to: u64) -> Option<&[u8]> {
 /// What the stops of a section say. The guest's clock stands still while the host runs.
 fn figures(stops: &[(Point, u64)]) -> Record {
     let (mut park, mut wake, mut host_of_fault) = (Vec::new(), Vec::new(), Vec::new());
+    let mut scheduler = Vec::new();
     // Instructions of the host so far, and when it began to run.
     let (mut host, mut host_since) = (0, stops.first().map(|s| s.1));
     let (mut fault, mut interrupt): (Option<(u64, u64)>, Option<u64>) = (None, None);
+    let mut waking = None;
     let mut last_fault: Option<u64> = None;
     for &(point, t) in stops {
         match (point, host_since) {
@@ -180,13 +185,18 @@ fn figures(stops: &[(Point, u64)]) -> Record {
                 }
             }
             (Point::Interrupt, None) => interrupt = Some(t - host),
-            (Point::Runnable, None) => wake.extend(interrupt.take().map(|began| t - host - began)),
+            (Point::Wake, None) => waking = interrupt.map(|_| t - host),
+            (Point::Runnable, None) => {
+                wake.extend(interrupt.take().map(|began| t - host - began));
+                scheduler.extend(waking.take().map(|began| t - host - began));
+            }
         }
     }
     Record {
         value: json!({
             "kind": "probe", "faults": park.len(),
-            "park": spread(&mut park), "wake": spread(&mut wake), "host": spread(&mut host_of_fault),
+            "park": spread(&mut park), "wake": spread(&mut wake), "scheduler": spread(&mut scheduler),
+            "host": spread(&mut host_of_fault),
         }),
     }
 }
@@ -213,6 +223,7 @@ mod tests {
             (Point::Interrupt, 400),
             (Point::Exit, 420),
             (Point::Entry, 440),
+            (Point::Wake, 450),
             (Point::Runnable, 480),
             (Point::Runnable, 490),
             (Point::Fault, 500),
@@ -222,6 +233,7 @@ mod tests {
         // 300 - 120 without the host's 100, and 560 - 500; 480 - 400 without 20; the host's 100 and 20 between two faults.
         assert_eq!(got["park"], json!({"n": 2, "least": 60, "median": 80, "most": 80}));
         assert_eq!(got["wake"], json!({"n": 1, "least": 60, "median": 60, "most": 60}));
+        assert_eq!(got["scheduler"], json!({"n": 1, "least": 30, "median": 30, "most": 30}));
         assert_eq!(got["host"], json!({"n": 1, "least": 120, "median": 120, "most": 120}));
         assert_eq!(figures(&[]).value["park"]["median"], json!(null));
     }

@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 /// Grows when a field changes its meaning or goes.
 pub(super) const SCHEMA: u32 = 2;
 
+/// The workload in which Bochs's debugger counts instructions.
+pub(super) const COUNTED: &str = "one_at_a_time_counted";
+
 /// The file.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -197,8 +200,16 @@ fn of_case(case: &Case, records: &[Record]) -> Vec<Row> {
             tasks: count("tasks")?,
             latency_us: count("latency_us")?,
         };
-        let (lane, counts_time, l1_cpus) = (case.lane, case.counts_time, case.l1_cpus);
-        Some(Row::new(key, &Source { lane, counts_time, l1_cpus, mode: case.mode, result, probe }))
+        let source = Source {
+            lane: case.lane,
+            counts_time: case.counts_time,
+            l1_cpus: case.l1_cpus,
+            mips: case.mips,
+            mode: case.mode,
+            result,
+            probe,
+        };
+        Some(Row::new(key, &source))
     };
     results.filter_map(row).collect()
 }
@@ -233,9 +244,9 @@ pub(super) mod tests {
             latency_us: result.value["latency_us"].as_u64().unwrap(),
         };
         let probe = result.value.get("probe").map(|value| Record { value: value.clone() });
-        let (lane, counts_time, l1_cpus) = (Lane::Vmx, true, 1);
-        let probe = probe.as_ref();
-        Row::new(key, &Source { lane, counts_time, l1_cpus, mode, result: &result, probe })
+        let (lane, counts_time, l1_cpus, mips) = (Lane::Vmx, true, 1, Some(200));
+        let (result, probe) = (&result, probe.as_ref());
+        Row::new(key, &Source { lane, counts_time, l1_cpus, mips, mode, result, probe })
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub(super) struct Source<'a> {
     pub(super) counts_time: bool,
     /// CPUs of L1.
     pub(super) l1_cpus: u32,
+    /// On vmx: millions of instructions that are a second for each.
+    pub(super) mips: Option<u32>,
     /// The guest's way.
     pub(super) mode: Mode,
     /// What L2 and the VMM reported of the workload.

@@ -1,6 +1,7 @@
 //! What follows from several records.
 
 use super::row::{Bench, Row};
+use crate::lane::Lane;
 use std::collections::BTreeSet;
 
 /// Modes in which a task can park, and the one in which none does.
@@ -28,12 +29,16 @@ impl Bench {
         LANES.into_iter().filter(ran).collect()
     }
 
-    /// CPUs of L1 in the records of this lane.
-    pub(super) fn l1_cpus(&self, lane: &str) -> Vec<u32> {
-        let of_lane = self.records.iter().filter(|row| row.key.lane == lane);
-        let numbers =
-            of_lane.filter_map(|row| row.values.get("l1_cpus")?.as_u64()?.try_into().ok());
-        numbers.collect::<BTreeSet<u32>>().into_iter().collect()
+    /// The machine of this lane, as its records have it.
+    pub(super) fn about(&self, lane: &str) -> String {
+        let all = |field: &str| -> Vec<u32> {
+            let of_lane = self.records.iter().filter(|row| row.key.lane == lane);
+            let numbers =
+                of_lane.filter_map(|row| row.values.get(field)?.as_u64()?.try_into().ok());
+            numbers.collect::<BTreeSet<u32>>().into_iter().collect()
+        };
+        let machine = if lane == Lane::Vmx.name() { Lane::Vmx } else { Lane::Svm };
+        machine.about(&all("l1_cpus"), &all("mips"))
     }
 
     /// Latencies and what a fault costs at each of them, in us.

@@ -2,7 +2,7 @@
 
 use super::Boot;
 use super::machine::Machine;
-use crate::lane::{BOCHS_IPS, Lane};
+use crate::lane::Lane;
 use crate::{paths, proc};
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -69,6 +69,7 @@ fn isolated(program: &str) -> Command {
 
 fn config(boot: &Boot<'_>, iso: &str, log: &str) -> String {
     let (mem, cpus) = (boot.mem_mib, boot.cpus);
+    let ips = u64::from(boot.mips) * 1_000_000;
     format!(
         "config_interface: textconfig\n\
          display_library: rfb, options=\"timeout=0\"\n\
@@ -77,7 +78,7 @@ fn config(boot: &Boot<'_>, iso: &str, log: &str) -> String {
          megs: {mem}\n\
          romimage: file={BIOS}\n\
          vgaromimage: file={VGABIOS}\n\
-         cpu: model=corei7_skylake_x, count=1:{cpus}:1, ips={BOCHS_IPS}, reset_on_triple_fault=0\n\
+         cpu: model=corei7_skylake_x, count=1:{cpus}:1, ips={ips}, reset_on_triple_fault=0\n\
          # Time is a count of instructions, from the same date on: nothing depends on the host.\n\
          clock: sync=none, time0=1767225600\n\
          ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\

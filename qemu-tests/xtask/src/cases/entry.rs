@@ -155,6 +155,7 @@ impl Entry {
             lane,
             counts_time: on.counts_time(),
             l1_cpus: on.cpus(),
+            mips: (on.lane == Lane::Vmx).then(|| on.mips()),
             mode,
             vcpus: self.vcpus,
             step,

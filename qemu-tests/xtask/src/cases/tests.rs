@@ -39,7 +39,12 @@ fn what_would_be_cut_off_or_cannot_be_is_refused() {
         let error = format!("{:#}", read(&text).unwrap_err());
         assert!(error.contains(says), "{error}");
     }
-    for (boot, says) in [("lane = \"vmx\"\nicount = 2", "lane vmx"), ("icount = 11", "0 to 10")] {
+    for (boot, says) in [
+        ("lane = \"vmx\"\nicount = 2", "lane vmx"),
+        ("icount = 11", "0 to 10"),
+        ("mips = 200", "lane vmx"),
+        ("lane = \"vmx\"\nmips = 0", "1 to 4000"),
+    ] {
         let text = format!("suite = \"test\"\n[boot.main]\n{boot}\n");
         let error = format!("{:#}", read(&text).unwrap_err());
         assert!(error.contains(says), "{error}");

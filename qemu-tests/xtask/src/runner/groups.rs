@@ -18,11 +18,12 @@ pub(super) fn groups<'a>(suite: &Suite, cases: &[&'a Case]) -> (Vec<Outcome>, Ve
             skipped.push(Outcome::skipped(&case.name, why));
             continue;
         }
-        let entry = suite.boots.get(&case.boot).cloned().unwrap_or_default();
-        match groups.iter_mut().find(|group| group.name == case.boot) {
-            Some(group) => group.cases.push(case),
-            None => groups.push(Group { name: case.boot.clone(), entry, cases: vec![case] }),
+        if let Some(group) = groups.iter_mut().find(|group| group.name == case.boot) {
+            group.cases.push(case);
+            continue;
         }
+        let entry = suite.boots.get(&case.boot).cloned().unwrap_or_default();
+        groups.push(Group { name: case.boot.clone(), entry, cases: vec![case] });
     }
     (skipped, groups)
 }

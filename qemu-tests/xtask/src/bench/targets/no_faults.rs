@@ -24,25 +24,28 @@ pub(super) fn all(bench: &Bench, out: &mut Vec<Verdict>) {
 }
 
 fn judge_exits(verdict: Verdict, ours: &Row, stock: &Row) -> Verdict {
-    const FIELD: &str = "tick_free_exits";
-    let (Some(n), Some(of)) = (ours.number(FIELD), stock.number(FIELD)) else { return verdict };
-    let mut count = format!("{n} against {of} with no-ve-apf, without timer ticks");
-    append(&mut count, &extra(ours, stock, "exits_by_kind"));
+    let Some((n, of, count)) = against(ours, stock, "tick_free_exits", "exits_by_kind") else {
+        return verdict;
+    };
     verdict.is(format!("{:+}", n - of), n <= of, count)
 }
 
 fn judge(verdict: Verdict, ours: &Row, stock: &Row) -> Verdict {
-    const FIELD: &str = "tsc";
-    let (Some(n), Some(of)) = (ours.number(FIELD), stock.number(FIELD)) else { return verdict };
+    let Some((n, of, count)) = against(ours, stock, "tsc", "tsc_by_kind") else {
+        return verdict;
+    };
     let percent = 100.0 * (n - of) / of.max(1.0);
-    let mut count = format!("{n} against {of} with no-ve-apf, without timer ticks");
-    append(&mut count, &extra(ours, stock, "tsc_by_kind"));
     verdict.is(format!("{percent:+.4} %"), percent <= 0.01, count)
 }
 
-fn append(count: &mut String, extra: &str) {
+/// A sum, what it is without ve-apf, and a text of both and of what each kind of thing adds.
+fn against(ours: &Row, stock: &Row, sum: &str, by_kind: &str) -> Option<(f64, f64, String)> {
+    let (n, of) = (ours.number(sum)?, stock.number(sum)?);
+    let mut count = format!("{n} against {of} with no-ve-apf, without timer ticks");
+    let extra = extra(ours, stock, by_kind);
     if !extra.is_empty() {
         count.push_str(": ");
-        count.push_str(extra);
+        count.push_str(&extra);
     }
+    Some((n, of, count))
 }

@@ -75,7 +75,7 @@ fn shares_are_those_of_the_worst_workload() {
     ]));
     let stock = find(&all, "useful share against kvm-apf, system calls at 10 ms, injected (vmx)");
     assert_eq!((stock.measured.as_deref(), stock.met), (Some("3.0 times"), Some(false)));
-    assert!(stock.count.starts_with("page_cache: 0.900"), "{}", stock.count);
+    assert!(stock.count.starts_with("0.900 of 1.00, kvm-apf 0.300; page_cache"), "{}", stock.count);
     let parked = find(&all, "kernel-mode faults that parked, injected (vmx)");
     assert_eq!((parked.measured.as_deref(), parked.met), (Some("99.0 %"), Some(true)));
     let useful = find(&all, "useful share over its bound, worst workload at 10 ms, injected (vmx)");
