@@ -82,7 +82,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
     let mut ok = true;
     let mut runs: Vec<Vec<Row>> = Vec::new();
     for _ in 0..args.runs {
-        let outcomes = runner::run_beside(&lab, &suite, &selected)?;
+        let outcomes = runner::run(&lab, &suite, &selected)?;
         // What a case that failed reported before is used.
         ok &= runner::print_failures(&outcomes);
         for outcome in outcomes.iter().filter(|o| o.status == Status::Skipped) {

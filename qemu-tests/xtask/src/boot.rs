@@ -2,11 +2,13 @@
 
 use crate::error::{Kind, fail};
 use crate::lane::Lane;
+use crate::one_cpu::OneCpu;
 use crate::proc;
 use crate::record::{self, Line, Record};
 use crate::ui::Stage;
 use anyhow::{Context, Result};
 use machine::Machine;
+use monitor::Hang;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,6 +17,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) mod bochs;
 mod machine;
+mod monitor;
 mod qemu;
 
 /// How L1's init announces a step.
@@ -38,6 +41,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) cmdline: &'a str,
     /// An empty disk of this size, /dev/vda in L1; 0 for none.
     pub(crate) disk_mib: u32,
+    /// The emulator has one CPU of this machine, however many L1 has.
+    pub(crate) one_cpu: bool,
     /// QEMU counts instructions as time, 2^N ns each.
     pub(crate) icount: Option<u8>,
     /// Millions of instructions that are a second for a CPU in Bochs.
@@ -84,6 +89,8 @@ pub(crate) struct Console {
     pub(crate) steps: Vec<Section>,
     /// After the last step that ended.
     pub(crate) tail: Section,
+    /// Of a machine that had to be killed.
+    pub(crate) hang: Hang,
     /// How it ended.
     pub(crate) end: End,
 }
@@ -103,10 +110,19 @@ impl Boot<'_> {
         log.line(&format!("# {:?}", machine.command))?;
         let command = &mut machine.command;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut running = proc::Running::spawn(command)?;
+        let cpu = self.one_cpu.then(OneCpu::take).transpose()?;
+        let mut running = match &cpu {
+            Some(cpu) => cpu.run(|| proc::Running::spawn(command))?,
+            None => proc::Running::spawn(command)?,
+        };
         let lines = read_lines(&mut running, machine.prefix())?;
 
-        let mut console = Console { steps: Vec::new(), tail: Section::default(), end: End::Died };
+        let mut console = Console {
+            steps: Vec::new(),
+            tail: Section::default(),
+            hang: Hang::default(),
+            end: End::Died,
+        };
         let mut deadline = log.start + self.limit(0);
         loop {
             match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -122,6 +138,8 @@ impl Boot<'_> {
                 Err(RecvTimeoutError::Timeout) => {
                     console.end = End::TimedOut;
                     log.timed("# killed: it took too long")?;
+                    console.hang = machine.look();
+                    log.line(&console.hang.said)?;
                     break;
                 }
             }
@@ -264,6 +282,7 @@ mod tests {
             mem_mib: 64,
             cmdline: "",
             disk_mib: 0,
+            one_cpu: false,
             icount: None,
             mips: 200,
             log: "x.log".into(),

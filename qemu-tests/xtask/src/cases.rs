@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 mod entry;
 mod mode;
@@ -42,6 +43,9 @@ pub(crate) struct BootEntry {
     pub(crate) disk_mib: u32,
     /// The kernel of L1.
     pub(crate) kernel: Flavour,
+    /// QEMU has all CPUs of this machine, and nothing runs beside it. Else it has one of them, where what one of its threads does to a
+    /// word of a CPU's state in one instruction is not lost to another (docs/notes/0004).
+    pub(crate) parallel: bool,
     /// Time is a count of instructions, each of which takes 2^N ns.
     pub(crate) icount: Option<u8>,
     /// Millions of instructions that are a second for a CPU in Bochs.
@@ -67,6 +71,11 @@ impl BootEntry {
     /// Its time is a count of instructions, so that a busy machine changes nothing.
     pub(crate) fn counts_time(&self) -> bool {
         self.lane == Lane::Vmx || self.icount.is_some()
+    }
+
+    /// What a step may take, in the host's time: L1 kills it in its own time, and this is for an L1 that does not.
+    pub(crate) fn limit(&self, step: &Step) -> Duration {
+        Duration::from_secs(step.timeout_s + 10) * self.slowness()
     }
 
     /// Seconds of the host that a second of L1 may take.

@@ -18,6 +18,7 @@ mod install;
 mod kernel;
 mod lane;
 mod metal;
+mod one_cpu;
 mod paths;
 mod proc;
 mod record;

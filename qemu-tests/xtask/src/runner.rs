@@ -14,7 +14,6 @@ use serde::Serialize;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 mod groups;
 
@@ -41,6 +40,9 @@ pub(crate) struct Outcome {
     pub(crate) status: Status,
     /// Expectations that did not hold, or the reason for a skip.
     pub(crate) why: Vec<String>,
+    /// What one should know of how it was run.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) note: String,
     /// How long it ran, in the host's time.
     pub(crate) ms: u64,
     /// Its part of the console.
@@ -59,6 +61,7 @@ impl Outcome {
             name: name.into(),
             status,
             why: vec![why.into()],
+            note: String::new(),
             ms: 0,
             log: None,
             records: Vec::new(),
@@ -80,41 +83,36 @@ pub(crate) struct Lab {
     pub(crate) dir: PathBuf,
 }
 
-/// Runs `cases`, one boot after the other; every case has an outcome.
+/// Runs `cases`; every case has an outcome, in the order of the boots. A boot has one CPU of this machine, so that as many run beside
+/// each other; those that want all CPUs come before, alone.
 pub(crate) fn run(lab: &Lab, suite: &Suite, cases: &[&Case]) -> Result<Vec<Outcome>> {
     let (mut outcomes, groups) = groups(suite, cases);
-    for group in groups {
-        outcomes.extend(run_group(lab, &group)?);
+    let mut of_groups: Vec<Vec<Outcome>> = groups.iter().map(|_| Vec::new()).collect();
+    let all = groups.iter().zip(&mut of_groups);
+    let (alone, mut beside): (Vec<_>, Vec<_>) = all.partition(|(group, _)| group.entry.parallel);
+    for (group, outcomes) in alone {
+        *outcomes = run_group(lab, group)?;
     }
-    Ok(outcomes)
-}
-
-/// As [`run`], but boots whose time is a count of instructions run beside each other, as many as there are CPUs; those that
-/// a busy machine would slow down come before, alone.
-pub(crate) fn run_beside(lab: &Lab, suite: &Suite, cases: &[&Case]) -> Result<Vec<Outcome>> {
-    let (mut outcomes, groups) = groups(suite, cases);
-    let (counting, timed): (Vec<_>, Vec<_>) =
-        groups.into_iter().partition(|group| group.entry.counts_time());
-    for group in timed {
-        outcomes.extend(run_group(lab, &group)?);
-    }
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let queue = Mutex::new(VecDeque::from(counting));
+    // The longest first, so that not one of them is left over at the end.
+    beside.sort_by_key(|(group, _)| std::cmp::Reverse(group.limit()));
+    let queue = Mutex::new(VecDeque::from(beside));
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-    let worker = || -> Result<Vec<Outcome>> {
-        let mut outcomes = Vec::new();
-        while let Some(group) = next() {
-            outcomes.extend(run_group(lab, &group)?);
+    let worker = || -> Result<()> {
+        while let Some((group, outcomes)) = next() {
+            *outcomes = run_group(lab, group)?;
         }
-        Ok(outcomes)
+        Ok(())
     };
-    let all = std::thread::scope(|scope| {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let ends = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..cpus).map(|_| scope.spawn(worker)).collect();
         workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
     });
-    for of_worker in all {
-        outcomes.extend(of_worker.map_err(|_| anyhow::anyhow!("a thread that boots panicked"))??);
+    for end in ends {
+        end.map_err(|_| anyhow::anyhow!("a thread that boots panicked"))??;
     }
+    drop(queue);
+    outcomes.extend(of_groups.into_iter().flatten());
     Ok(outcomes)
 }
 
@@ -138,6 +136,8 @@ pub(crate) fn print_failures(outcomes: &[Outcome]) -> bool {
 fn run_group(lab: &Lab, group: &Group<'_>) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     let mut left = group.cases.as_slice();
+    // The case that QEMU itself hung, and how that shows.
+    let mut again: Option<(&str, String)> = None;
     for attempt in 1.. {
         if left.is_empty() {
             break;
@@ -147,7 +147,11 @@ fn run_group(lab: &Lab, group: &Group<'_>) -> Result<Vec<Outcome>> {
         let console = boot(lab, &name, &group.entry, left)?;
         let done = console.steps.len().min(left.len());
         for (case, section) in left.iter().zip(&console.steps) {
-            outcomes.push(judge(lab, case, section)?);
+            let mut outcome = judge(lab, case, section)?;
+            if let Some((_, lost)) = again.take_if(|(name, _)| *name == case.name) {
+                outcome.note = format!("run again: {lost}");
+            }
+            outcomes.push(outcome);
         }
         left = &left[done..];
         if console.end == End::Complete {
@@ -165,14 +169,23 @@ fn run_group(lab: &Lab, group: &Group<'_>) -> Result<Vec<Outcome>> {
             outcomes.push(l1_log(&name, &console));
             break;
         };
-        let how = if console.end == End::TimedOut { "L1 hung" } else { "L1 died" };
+        if let (Some(lost), None) = (&console.hang.lost, &again) {
+            // L1 could not go on, whatever it ran.
+            eprintln!("{}: {lost} (see {name}.log); it runs again", case.name);
+            again = Some((&case.name, lost.clone()));
+            continue;
+        }
+        again = None;
         let log = write_log(lab, case, &console.tail)?;
+        let how = if console.end == End::TimedOut { "L1 hung" } else { "L1 died" };
         outcomes.push(Outcome {
             name: case.name.clone(),
             status: Status::Failed,
             why: std::iter::once(format!("{how} while this ran"))
+                .chain(console.hang.cpus)
                 .chain(last_words(&console.tail))
                 .collect(),
+            note: console.hang.lost.unwrap_or_default(),
             ms: 0,
             log: Some(log),
             records: console.tail.records,
@@ -196,8 +209,6 @@ fn boot(lab: &Lab, name: &str, entry: &BootEntry, cases: &[&Case]) -> Result<Con
     };
     let kernels = Kernels { l1: kernel, l2: &lab.kernel, stock: lab.stock.as_ref() };
     paths::write_atomic(&initrd, &lab.programs.l1(&kernels, &plan, client)?)?;
-    // L1 kills a step in its own time; this is for an L1 that does not.
-    let limit = |s: &Step| Duration::from_secs(s.timeout_s + 10) * entry.slowness();
     let cmdline =
         format!("{} {}", entry.lane.l1_cmdline(entry.cpus(), entry.mips()), entry.cmdline);
     let boot = Boot {
@@ -209,11 +220,12 @@ fn boot(lab: &Lab, name: &str, entry: &BootEntry, cases: &[&Case]) -> Result<Con
         mem_mib: entry.mem_mib(),
         cmdline: cmdline.trim(),
         disk_mib: entry.disk_mib,
+        one_cpu: !entry.parallel,
         icount: entry.icount,
         mips: entry.mips(),
         log: lab.dir.join(format!("{name}.log")),
         debugger: points.as_ref().map(|points| points.script(sections)),
-        limits: plan.iter().map(limit).collect(),
+        limits: plan.iter().map(|step| entry.limit(step)).collect(),
     };
     let mut console = boot.run()?;
     if let Some(points) = points {
@@ -245,7 +257,7 @@ fn judge(lab: &Lab, case: &Case, section: &Section) -> Result<Outcome> {
     let ms = u64::try_from(section.took.as_millis()).unwrap_or(u64::MAX);
     let status = if why.is_empty() { Status::Passed } else { Status::Failed };
     let log = Some(write_log(lab, case, section)?);
-    Ok(Outcome { name: case.name.clone(), status, why, ms, log, records })
+    Ok(Outcome { name: case.name.clone(), status, why, note: String::new(), ms, log, records })
 }
 
 /// The kernel log of L1 counts as a case: what it complains of concerns all of them.
@@ -258,11 +270,12 @@ fn l1_log(name: &str, console: &Console) -> Outcome {
     };
     if console.end != End::Complete {
         why.push("L1 did not end as it should".into());
+        why.extend(console.hang.cpus.iter().cloned());
         why.extend(last_words(&console.tail));
     }
     let status = if why.is_empty() { Status::Passed } else { Status::Failed };
     let name = format!("{name}: kernel log of L1 is clean");
-    Outcome { name, status, why, ms: 0, log: None, records: Vec::new() }
+    Outcome { name, status, why, note: String::new(), ms: 0, log: None, records: Vec::new() }
 }
 
 /// The lines that tell why, or else the last ones.

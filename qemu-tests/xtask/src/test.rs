@@ -174,13 +174,11 @@ fn summarize(outcomes: &[Outcome], host: Option<&Counts>) -> Totals {
     let mut totals = Totals { passed: 0, failed: 0, skipped: 0 };
     println!();
     for outcome in outcomes {
-        let mut note = String::new();
         match (outcome.name == HOST, host) {
             (true, Some(counts)) => {
                 totals.passed += counts.passed;
                 totals.failed += counts.failed;
                 totals.skipped += counts.ignored;
-                note = format!("{} tests", counts.passed + counts.failed);
             }
             _ => match outcome.status {
                 Status::Passed => totals.passed += 1,
@@ -195,7 +193,7 @@ fn summarize(outcomes: &[Outcome], host: Option<&Counts>) -> Totals {
         };
         #[expect(clippy::cast_precision_loss, reason = "a duration in ms")]
         let seconds = outcome.ms as f64 / 1000.0;
-        println!("{word:<8} {:<48} {seconds:>7.1} s  {note}", outcome.name);
+        println!("{word:<8} {:<48} {seconds:>7.1} s  {}", outcome.name, outcome.note);
         for why in &outcome.why {
             println!("         {why}");
         }

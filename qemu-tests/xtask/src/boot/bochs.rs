@@ -49,7 +49,7 @@ pub(super) fn machine(boot: &Boot<'_>) -> Result<Machine> {
     }
     let mut command = isolated("bochs");
     command.args(["-q", "-f", &name("bochsrc"), "-rc", &name("bochs.rc")]).current_dir(dir);
-    Ok(Machine { lane: Lane::Vmx, command, _disk: None, log: Some(dir.join(log)) })
+    Ok(Machine { lane: Lane::Vmx, command, _disk: None, log: Some(dir.join(log)), monitor: None })
 }
 
 /// Without a display to draw on, Bochs offers its screen and keyboard to the network, on every address and with no

@@ -1,5 +1,6 @@
 //! What both emulators have in common: a process with L1's console on its standard output.
 
+use super::monitor::{Hang, Monitor};
 use super::{bochs, qemu};
 use crate::lane::Lane;
 use anyhow::Result;
@@ -16,6 +17,8 @@ pub(super) struct Machine {
     pub(super) _disk: Option<tempfile::NamedTempFile>,
     /// The emulator's own log.
     pub(super) log: Option<PathBuf>,
+    /// If it can be asked.
+    pub(super) monitor: Option<Monitor>,
 }
 
 impl Machine {
@@ -49,6 +52,12 @@ impl Machine {
             Lane::Svm => lines.iter().any(|l| !l.contains("] qemu: ")),
             Lane::Vmx => lines.iter().any(|l| l.contains(bochs::FIRST_WORDS)),
         }
+    }
+
+    /// Where its CPUs are, if it can be asked.
+    pub(super) fn look(&self) -> Hang {
+        let look = self.monitor.as_ref().map(Monitor::look).unwrap_or_else(|| Ok(Hang::default()));
+        look.unwrap_or_else(|error| Hang { cpus: vec![format!("{error:#}")], ..Hang::default() })
     }
 
     /// What the emulator itself gave up on, after its end.

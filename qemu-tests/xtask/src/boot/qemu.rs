@@ -2,6 +2,7 @@
 
 use super::Boot;
 use super::machine::Machine;
+use super::monitor::Monitor;
 use crate::error::{Kind, fail};
 use crate::lane::Lane;
 use crate::tools::Qemu;
@@ -12,11 +13,13 @@ pub(super) fn machine(boot: &Boot<'_>) -> Result<Machine> {
     let qemu = Qemu::find()?.ok_or_else(|| {
         fail(Kind::Environment, "QEMU is not installed", "run `cargo xtask setup`")
     })?;
+    let monitor = Monitor::new(boot.cpus, boot.kernel)?;
     let mut command = qemu.command();
     command
         .args(speed(boot.icount))
         .args(["-smp", &boot.cpus.to_string(), "-m", &boot.mem_mib.to_string()])
         .args(["-nodefaults", "-display", "none", "-monitor", "none", "-serial", "stdio"])
+        .args(monitor.option())
         .arg("-no-reboot")
         .arg("-kernel")
         .arg(boot.kernel)
@@ -30,7 +33,7 @@ pub(super) fn machine(boot: &Boot<'_>) -> Result<Machine> {
             .arg(format!("file={},format=raw,if=none,id=disk,cache=unsafe", disk.path().display()));
         command.args(["-device", "virtio-blk-pci,drive=disk"]);
     }
-    Ok(Machine { lane: Lane::Svm, command, _disk: disk, log: None })
+    Ok(Machine { lane: Lane::Svm, command, _disk: disk, log: None, monitor: Some(monitor) })
 }
 
 /// How it executes. With `-icount` nothing may depend on the host: neither time, nor random numbers, nor which CPU runs when.

@@ -2,12 +2,20 @@
 
 use super::Outcome;
 use crate::cases::{BootEntry, Case, Suite};
+use std::time::Duration;
 
 /// Cases that share a boot.
 pub(super) struct Group<'a> {
     pub(super) name: String,
     pub(super) entry: BootEntry,
     pub(super) cases: Vec<&'a Case>,
+}
+
+impl Group<'_> {
+    /// What all its cases may take, in the host's time.
+    pub(super) fn limit(&self) -> Duration {
+        self.cases.iter().map(|case| self.entry.limit(&case.step)).sum()
+    }
 }
 
 /// What to boot, in the table's order, and what became of the cases that are skipped.
