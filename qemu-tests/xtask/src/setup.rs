@@ -45,6 +45,8 @@ const NEEDS: &[Need] = &[
     // Bochs itself comes with it; of the displays that it could depend on, this is the smallest, and is not used.
     need("bochs-term", "bochs", "the test machine with VMX"),
     need("bochsbios", bochs::BIOS, "its firmware"),
+    // To Debian's bochs seabios is as good; this is what its own link leads to.
+    need("vgabios", bochs::VGABIOS, "its firmware"),
     need("isolinux", bochs::ISOLINUX, "its boot loader"),
     need("syslinux-common", bochs::LDLINUX, "its boot loader"),
     need("xorriso", "xorriso", "its boot image"),

@@ -14,7 +14,8 @@ pub(crate) const ISOLINUX: &str = "/usr/lib/ISOLINUX/isolinux.bin";
 pub(crate) const LDLINUX: &str = "/usr/lib/syslinux/modules/bios/ldlinux.c32";
 /// Firmware.
 pub(crate) const BIOS: &str = "/usr/share/bochs/BIOS-bochs-latest";
-const VGABIOS: &str = "/usr/share/bochs/VGABIOS-lgpl-latest";
+/// Of its display adapter.
+pub(crate) const VGABIOS: &str = "/usr/share/bochs/VGABIOS-lgpl-latest";
 
 /// The boot loader introduces itself on the console.
 pub(super) const FIRST_WORDS: &str = "ISOLINUX";
