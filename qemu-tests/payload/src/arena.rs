@@ -47,6 +47,11 @@ impl Arena {
         Ok(Arena { pages, frames })
     }
 
+    /// The first byte of a page, when it comes with the pattern of `round`.
+    pub fn first_byte(&self, index: usize, round: u64) -> u8 {
+        pattern_word(pattern_base(self.frames[index], round), 0).to_le_bytes()[0]
+    }
+
     /// The first part with `count` pages, the second with the rest, and so on: one slice for each of `tasks`.
     pub fn slices(&self, tasks: usize) -> Vec<Slice> {
         let each = self.frames.len() / tasks.max(1);

@@ -13,6 +13,7 @@ use std::time::SystemTime;
 mod build;
 pub(crate) mod source;
 mod stock;
+pub(crate) mod symbols;
 
 /// Change this when the way of building changes, so that old entries are not found.
 const FORMAT: &str = "2";

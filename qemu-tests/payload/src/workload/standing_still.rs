@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 use serde_json::{Map, Value, json};
-use ve_apf_testdev::{pattern_base, pattern_word};
 
 use crate::arena::Arena;
 use crate::device::Device;
@@ -88,7 +87,7 @@ fn one(device: &Device, arena: &Arena, context: &str) -> Result<Value> {
         computing.join().map_err(|_| anyhow!("the thread that computes panicked"))??;
         pending?;
         let (byte, took) = touched.map_err(|_| anyhow!("the thread that touches panicked"))??;
-        let expected = pattern_word(pattern_base(frame, round), 0).to_le_bytes()[0];
+        let expected = arena.first_byte(0, round);
         ensure!(byte == expected, "{context}: read {byte:#x}, not {expected:#x}");
         Ok(json!({
             "touch_us": took.as_micros(), "answer_us": answered?.as_micros(), "ran_us": ran.saturating_sub(ran_before) / 1000,

@@ -6,7 +6,7 @@
 
 use crate::error::{Kind, fail};
 use crate::initrd::vmlinux;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, symbols};
 use crate::record::Record;
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -55,7 +55,7 @@ pub(crate) struct Points(Vec<(u64, Point)>);
 impl Points {
     /// Of this kernel, whose System.map lies beside it.
     pub(crate) fn of(kernel: &Kernel) -> Result<Self> {
-        let map = kernel.bzimage.with_file_name("System.map");
+        let map = symbols::path(&kernel.bzimage);
         let text = std::fs::read_to_string(&map).map_err(|e| {
             fail(
                 Kind::Usage,
@@ -64,7 +64,7 @@ impl Points {
             )
         })?;
         let address = |name: &str| {
-            symbol(&text, name).with_context(|| format!("{}: no {name}", map.display()))
+            symbols::address(&text, name).with_context(|| format!("{}: no {name}", map.display()))
         };
         let mut points = Vec::new();
         for (name, point) in SYMBOLS {
@@ -132,11 +132,6 @@ impl Points {
         }
         sections
     }
-}
-
-fn symbol(map: &str, name: &str) -> Option<u64> {
-    let line = map.lines().find(|line| line.split(' ').nth(2) == Some(name))?;
-    u64::from_str_radix(line.split(' ').next()?, 16).ok()
 }
 
 /// What an ELF file loads from one address to another.
@@ -253,10 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn symbols_and_code_are_found() {
-        let map = "ffffffff81000010 T a\nffffffff81000020 t __schedule\n";
-        assert_eq!(symbol(map, "__schedule"), Some(0xffff_ffff_8100_0020));
-        assert_eq!(symbol(map, "schedule"), None);
+    fn code_is_found() {
         let mut elf = vec![0; 64 + 56 + 8];
         elf[32] = 64;
         elf[54] = 56;

@@ -1,5 +1,6 @@
 //! QEMU's monitor: to ask a machine that hangs where its CPUs are.
 
+use crate::kernel::symbols;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -42,7 +43,7 @@ impl Monitor {
     /// For a QEMU with so many CPUs that boots `kernel`.
     pub(super) fn new(cpus: u32, kernel: &Path) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("ve-apf-").tempdir().context("a directory")?;
-        Ok(Self { dir, cpus, symbols: kernel.with_file_name("System.map") })
+        Ok(Self { dir, cpus, symbols: symbols::path(kernel) })
     }
 
     fn socket(&self) -> PathBuf {
@@ -151,7 +152,7 @@ impl Cpu {
     }
 
     fn line(&self, number: u32, map: &str) -> String {
-        let at = closest(map, self.rip).unwrap_or_else(|| format!("{:#x}", self.rip));
+        let at = symbols::closest(map, self.rip).unwrap_or_else(|| format!("{:#x}", self.rip));
         let Self { state, irr, isr, timer, .. } = self;
         format!("CPU {number}: {at} {state}; IRR {irr}, ISR {isr}, timer {timer}")
     }
@@ -183,20 +184,6 @@ fn registers(text: &str) -> BTreeMap<u32, Cpu> {
         cpus.insert(number, cpu);
     }
     cpus
-}
-
-/// The last symbol of the kernel's text that is not behind `address`, as `name+0x12`.
-fn closest(map: &str, address: u64) -> Option<String> {
-    /// A function is shorter than this; an address further on is nobody's.
-    const FAR: u64 = 1 << 20;
-    let symbols = map.lines().filter_map(|line| {
-        let mut words = line.split(' ');
-        let at = u64::from_str_radix(words.next()?, 16).ok()?;
-        words.next().filter(|kind| "tTwW".contains(kind))?;
-        Some((at, words.next()?))
-    });
-    let (at, name) = symbols.filter(|(at, _)| *at <= address).max_by_key(|(at, _)| *at)?;
-    (address - at < FAR).then(|| format!("{name}+{:#x}", address - at))
 }
 
 #[cfg(test)]
