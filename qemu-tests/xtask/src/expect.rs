@@ -6,11 +6,16 @@
 //! A path's first word names the kind of a record or the workload of a result (the case's last one of that name);
 //! without one, the last `result` is meant. A missing field is a failure, never a zero. `or_zero(path)` is for counters
 //! that are not reported while they are zero. `a ~ "text"` holds if the text occurs in `a`, lists included.
+//!
+//! `in time: fault_us.max < 2000000` is one that depends on how fast this machine is.
 
 use crate::record::Record;
 use serde_json::Value;
 
 mod parser;
+
+/// What stands before an expectation that depends on how fast this machine is.
+const IN_TIME: &str = "in time: ";
 
 use parser::{Expr, Op};
 
@@ -19,6 +24,8 @@ use parser::{Expr, Op};
 pub(crate) struct Expectation {
     /// As written.
     pub(crate) text: String,
+    /// A busy machine may be why it does not hold.
+    pub(crate) in_time: bool,
     left: Expr,
     op: Op,
     right: Expr,
@@ -49,8 +56,9 @@ impl Term {
 impl Expectation {
     /// Parses; an error says where.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let (left, op, right) = parser::comparison(text)?;
-        Ok(Self { text: text.to_owned(), left, op, right })
+        let comparison = text.strip_prefix(IN_TIME);
+        let (left, op, right) = parser::comparison(comparison.unwrap_or(text))?;
+        Ok(Self { text: text.to_owned(), in_time: comparison.is_some(), left, op, right })
     }
 
     /// Ok, or why it does not hold.
@@ -98,6 +106,15 @@ impl Expectation {
         };
         Err(failed(format!("is {}{right}", left.show())))
     }
+}
+
+/// Why some do not hold: those that this machine's speed has no part in, and those that are to hold in time.
+pub(crate) fn unmet(all: &[Expectation], records: &[Record]) -> (Vec<String>, Vec<String>) {
+    let of_kind = |in_time: bool| {
+        let some = all.iter().filter(move |e| e.in_time == in_time);
+        some.filter_map(|e| e.check(records).err()).collect()
+    };
+    (of_kind(false), of_kind(true))
 }
 
 /// The value of an expression, as it is shown to people.
@@ -186,8 +203,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn check(text: &str) -> Result<(), String> {
-        let records: Vec<Record> = [
+    fn records() -> Vec<Record> {
+        [
             json!({"kind": "result", "workload": "touch", "wrong_bytes": 7}),
             json!({"kind": "result", "faults": 200, "parked": 199, "wrong_bytes": 0, "ok": true,
                    "ve_apf": {"rescued": 0}, "bad": ["x"], "mode": "ve-apf", "none": null}),
@@ -195,8 +212,21 @@ mod tests {
         ]
         .into_iter()
         .map(|value| Record { value })
-        .collect();
-        Expectation::parse(text).unwrap().check(&records)
+        .collect()
+    }
+
+    fn check(text: &str) -> Result<(), String> {
+        Expectation::parse(text).unwrap().check(&records())
+    }
+
+    #[test]
+    fn what_is_slow_is_not_what_is_wrong() {
+        let all =
+            ["in time: faults < 100", "faults == 200", "parked == 200", "in time: faults > 100"];
+        let all: Vec<Expectation> = all.iter().map(|e| Expectation::parse(e).unwrap()).collect();
+        let (wrong, slow) = unmet(&all, &records());
+        assert_eq!(wrong, ["parked == 200: is 199"]);
+        assert_eq!(slow, ["in time: faults < 100: is 200"]);
     }
 
     #[test]
@@ -207,6 +237,7 @@ mod tests {
             "wrong_bytes == 0",
             "ve_apf.rescued == 0",
             "step.exit == 0",
+            "in time: step.exit == 0",
             "len(bad) == 1",
             "mode == \"ve-apf\"",
             "ok == true",

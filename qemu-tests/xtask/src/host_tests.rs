@@ -72,6 +72,7 @@ pub(crate) fn run(log: &Path) -> Result<(Outcome, Counts)> {
         name: "host tests".into(),
         status,
         why,
+        late: false,
         note: format!("{} tests", counts.passed + counts.failed),
         ms,
         log: Some(log.to_owned()),

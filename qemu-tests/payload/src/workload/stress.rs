@@ -3,6 +3,8 @@
 //! Options: `tasks`, `pages` (of each task), `faults` (all together), `stuck_s`: a task that makes no progress for so long
 //! is reported as stuck, with its kernel stack, and the workload ends without it. `snapshots=1`: it goes on until the VMM has
 //! taken all its snapshots.
+//!
+//! `waited_us` is the longest that an access took, less what the machine was away for meanwhile, saved and not yet restored.
 
 use std::io;
 use std::sync::Arc;
@@ -27,9 +29,13 @@ use crate::tally::{From, Tally};
 struct Pulse {
     tid: AtomicI32,
     faults: AtomicU64,
+    /// The longest access, less what the machine was away for.
+    waited_us: AtomicU64,
 }
 
 const DONE: u64 = u64::MAX;
+/// How often the watchdog looks. It hears of it this much later that the machine was away.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// `stress`.
 pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> {
@@ -43,7 +49,8 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     let slices = arena.slices(tasks);
     let file = Arc::new(source_file("/tmp/stress", pages)?);
     let pulses: Arc<Vec<Pulse>> = Arc::new((0..tasks).map(|_| Pulse::default()).collect());
-    let (evictor, beat) = (device.clone(), pulses.clone());
+    let away = Arc::new(AtomicU64::new(0));
+    let (evictor, beat, away_us) = (device.clone(), pulses.clone(), away.clone());
     let team = Team::new(tasks, "stress", pinned(options)?, move |i, tally| {
         let (slice, pulse) = (&slices[i], &beat[i]);
         pulse.tid.store(sys::gettid(), Ordering::Relaxed);
@@ -54,10 +61,15 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
                 break;
             }
             for index in shuffled(slice.count, random.below(1 << 40)) {
+                let (began, away_then) = (Instant::now(), away_us.load(Ordering::Relaxed));
                 if let Err(error) = one(&file, slice, index, round, random.below(4), tally) {
                     tally.wrong_bytes += sys::PAGE as u64;
                     println!("l2-init: task {i}, page {index}: {error}");
                 }
+                let away = away_us.load(Ordering::Relaxed) - away_then;
+                pulse
+                    .waited_us
+                    .fetch_max(micros(began.elapsed()).saturating_sub(away), Ordering::Relaxed);
                 pulse.faults.fetch_add(1, Ordering::Relaxed);
             }
             if tally.faults + tally.kernel_faults >= each
@@ -70,14 +82,15 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     })?;
     let section = Section::begin(device, options, name)?;
     team.go();
-    let (stuck, gap) = watch(&pulses, stuck_after);
+    let stuck = watch(&pulses, &away, stuck_after);
+    let waited = pulses.iter().map(|pulse| pulse.waited_us.load(Ordering::Relaxed)).max();
     // A stuck task cannot be joined, and its counts are lost with it; that it is stuck is what matters.
     let tally = if stuck.is_empty() { team.join() } else { Tally::default() };
     let measured = section.end()?;
     let (restored, left) = device.snapshots()?;
     let more = json!({
         "pages": pages, "order": options.text("order", "fifo"), "stuck": stuck.len(), "stuck_tasks": stuck,
-        "gap_us": u64::try_from(gap.as_micros())?,
+        "waited_us": waited, "away_us": away.load(Ordering::Relaxed),
         "restored": restored, "snapshots_left": left,
     });
     measured.report(device, name, tasks, policy.max_us, &tally, more);
@@ -117,15 +130,17 @@ fn one(
     Ok(())
 }
 
-/// Waits until all are done or some are stuck; returns what is known about those, and for how long the watchdog itself did
-/// not run, as while the machine is saved.
-fn watch(pulses: &[Pulse], stuck_after: Duration) -> (Vec<Value>, Duration) {
+/// Waits until all are done or some are stuck; returns what is known about those. Whenever it sleeps much longer than it wanted to,
+/// the machine was away, and it adds that to `away`.
+fn watch(pulses: &[Pulse], away: &AtomicU64, stuck_after: Duration) -> Vec<Value> {
     let mut last: Vec<(u64, Instant)> = pulses.iter().map(|_| (0, Instant::now())).collect();
-    let mut gap = Duration::ZERO;
     loop {
         let asleep = Instant::now();
-        std::thread::sleep(Duration::from_millis(100));
-        gap = gap.max(asleep.elapsed());
+        std::thread::sleep(LOOK);
+        let late = asleep.elapsed().saturating_sub(LOOK);
+        if late > LOOK {
+            away.fetch_add(micros(late), Ordering::Relaxed);
+        }
         let mut stuck = Vec::new();
         let mut done = 0;
         for (i, (pulse, seen)) in pulses.iter().zip(&mut last).enumerate() {
@@ -140,9 +155,13 @@ fn watch(pulses: &[Pulse], stuck_after: Duration) -> (Vec<Value>, Duration) {
             }
         }
         if done + stuck.len() == pulses.len() {
-            return (stuck, gap);
+            return stuck;
         }
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn describe(task: usize, tid: i32, faults: u64) -> Value {

@@ -146,7 +146,7 @@ mod tests {
     fn the_page_is_whole_and_loads_nothing() {
         let modes = [Mode::Blocking, Mode::KvmApf, Mode::VeApf, Mode::Hardware];
         let probe =
-            json!({"park": {"median": 700}, "wake": {"median": 900}, "host": {"median": 9000}});
+            json!({"park": {"median": 700}, "wake": {"median": 900}, "host": {"quartile": 9000}});
         let records = modes
             .into_iter()
             .flat_map(|mode| {

@@ -58,10 +58,10 @@ impl Source<'_> {
         self.number("faults").unwrap_or(0.0) + self.number("kernel_faults").unwrap_or(0.0)
     }
 
-    /// What the debugger counted, as a median.
-    pub(super) fn median(&self, what: &str) -> Option<Value> {
-        let median = self.probe?.value.get(what)?.get("median")?;
-        median.is_u64().then(|| median.clone())
+    /// What the debugger counted: of the probe's counts of `what`, the least, the first quartile, the median or the most.
+    pub(super) fn counted(&self, what: &str, which: &str) -> Option<Value> {
+        let count = self.probe?.value.get(what)?.get(which)?;
+        count.is_u64().then(|| count.clone())
     }
 
     /// A time beyond the latency.

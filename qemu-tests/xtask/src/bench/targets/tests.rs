@@ -45,7 +45,7 @@ fn exits_are_judged_with_what_they_are_made_of() {
 #[test]
 fn instructions_are_judged_against_stock() {
     let one = |mode, park: u64| {
-        let probe = json!({"park": {"median": park}, "host": {"median": 10 * park}});
+        let probe = json!({"park": {"median": park}, "host": {"quartile": 10 * park}});
         row(mode, COUNTED, json!({"tasks": 1, "probe": probe}))
     };
     let rows = vec![one(Mode::KvmApf, 1000), one(Mode::VeApf, 700), one(Mode::Hardware, 1001)];
