@@ -77,7 +77,8 @@ fn config(boot: &Boot<'_>, iso: &str, log: &str) -> String {
          # Its sound thread dies on machines without a sound card.\n\
          plugin_ctrl: speaker=0, gameport=0, parallel=0\n\
          megs: {mem}\n\
-         romimage: file={BIOS}\n\
+         # Else it waits three seconds for a key, which two CPUs that do nothing take half a minute for.\n\
+         romimage: file={BIOS}, options=fastboot\n\
          vgaromimage: file={VGABIOS}\n\
          cpu: model=corei7_skylake_x, count=1:{cpus}:1, ips={ips}, reset_on_triple_fault=0\n\
          # Time is a count of instructions, from the same date on: nothing depends on the host.\n\
