@@ -4,11 +4,12 @@
 //! is reported as stuck, with its kernel stack, and the workload ends without it. `snapshots=1`: it goes on until the VMM has
 //! taken all its snapshots.
 //!
-//! `waited_us` is the longest that an access took, less what the machine was away for meanwhile, saved and not yet restored.
+//! `waited_us` is the longest that an access took, less what of it the machine was away for: saved, or restored and without the pages
+//! that anything at all needs.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -29,12 +30,15 @@ use crate::tally::{From, Tally};
 struct Pulse {
     tid: AtomicI32,
     faults: AtomicU64,
-    /// The longest access, less what the machine was away for.
-    waited_us: AtomicU64,
+    /// Accesses that took long.
+    long: Mutex<Vec<Span>>,
 }
 
+/// From when to when.
+type Span = (Instant, Instant);
+
 const DONE: u64 = u64::MAX;
-/// How often the watchdog looks. It hears of it this much later that the machine was away.
+/// How often the watchdog looks.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// `stress`.
@@ -49,8 +53,7 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     let slices = arena.slices(tasks);
     let file = Arc::new(source_file("/tmp/stress", pages)?);
     let pulses: Arc<Vec<Pulse>> = Arc::new((0..tasks).map(|_| Pulse::default()).collect());
-    let away = Arc::new(AtomicU64::new(0));
-    let (evictor, beat, away_us) = (device.clone(), pulses.clone(), away.clone());
+    let (evictor, beat) = (device.clone(), pulses.clone());
     let team = Team::new(tasks, "stress", pinned(options)?, move |i, tally| {
         let (slice, pulse) = (&slices[i], &beat[i]);
         pulse.tid.store(sys::gettid(), Ordering::Relaxed);
@@ -61,15 +64,18 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
                 break;
             }
             for index in shuffled(slice.count, random.below(1 << 40)) {
-                let (began, away_then) = (Instant::now(), away_us.load(Ordering::Relaxed));
+                let began = Instant::now();
                 if let Err(error) = one(&file, slice, index, round, random.below(4), tally) {
                     tally.wrong_bytes += sys::PAGE as u64;
                     println!("l2-init: task {i}, page {index}: {error}");
                 }
-                let away = away_us.load(Ordering::Relaxed) - away_then;
-                pulse
-                    .waited_us
-                    .fetch_max(micros(began.elapsed()).saturating_sub(away), Ordering::Relaxed);
+                if began.elapsed() > LOOK {
+                    pulse
+                        .long
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push((began, Instant::now()));
+                }
                 pulse.faults.fetch_add(1, Ordering::Relaxed);
             }
             if tally.faults + tally.kernel_faults >= each
@@ -82,15 +88,19 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     })?;
     let section = Section::begin(device, options, name)?;
     team.go();
-    let stuck = watch(&pulses, &away, stuck_after);
-    let waited = pulses.iter().map(|pulse| pulse.waited_us.load(Ordering::Relaxed)).max();
+    let (stuck, away) = watch(&pulses, stuck_after);
     // A stuck task cannot be joined, and its counts are lost with it; that it is stuck is what matters.
     let tally = if stuck.is_empty() { team.join() } else { Tally::default() };
+    let waited = pulses
+        .iter()
+        .flat_map(|p| p.long.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        .map(|span| without(span, &away))
+        .max();
     let measured = section.end()?;
     let (restored, left) = device.snapshots()?;
     let more = json!({
         "pages": pages, "order": options.text("order", "fifo"), "stuck": stuck.len(), "stuck_tasks": stuck,
-        "waited_us": waited, "away_us": away.load(Ordering::Relaxed),
+        "waited_us": waited.map(micros), "away_us": away.iter().map(|a| micros(a.1 - a.0)).sum::<u64>(),
         "restored": restored, "snapshots_left": left,
     });
     measured.report(device, name, tasks, policy.max_us, &tally, more);
@@ -130,16 +140,16 @@ fn one(
     Ok(())
 }
 
-/// Waits until all are done or some are stuck; returns what is known about those. Whenever it sleeps much longer than it wanted to,
-/// the machine was away, and it adds that to `away`.
-fn watch(pulses: &[Pulse], away: &AtomicU64, stuck_after: Duration) -> Vec<Value> {
+/// Waits until all are done or some are stuck; returns what is known about those, and when the machine was away: when this slept much
+/// longer than it wanted to.
+fn watch(pulses: &[Pulse], stuck_after: Duration) -> (Vec<Value>, Vec<Span>) {
     let mut last: Vec<(u64, Instant)> = pulses.iter().map(|_| (0, Instant::now())).collect();
+    let mut away = Vec::new();
     loop {
         let asleep = Instant::now();
         std::thread::sleep(LOOK);
-        let late = asleep.elapsed().saturating_sub(LOOK);
-        if late > LOOK {
-            away.fetch_add(micros(late), Ordering::Relaxed);
+        if asleep.elapsed() > 2 * LOOK {
+            away.push((asleep + LOOK, Instant::now()));
         }
         let mut stuck = Vec::new();
         let mut done = 0;
@@ -155,9 +165,15 @@ fn watch(pulses: &[Pulse], away: &AtomicU64, stuck_after: Duration) -> Vec<Value
             }
         }
         if done + stuck.len() == pulses.len() {
-            return stuck;
+            return (stuck, away);
         }
     }
+}
+
+/// The length of `span`, but for what lies in one of `away`.
+fn without(span: Span, away: &[Span]) -> Duration {
+    let inside = |a: &Span| a.1.min(span.1).saturating_duration_since(a.0.max(span.0));
+    (span.1 - span.0).saturating_sub(away.iter().map(inside).sum())
 }
 
 fn micros(time: Duration) -> u64 {
@@ -169,4 +185,19 @@ fn describe(task: usize, tid: i32, faults: u64) -> Value {
         std::fs::read_to_string(format!("/proc/self/task/{tid}/{file}")).unwrap_or_default()
     };
     json!({"task": task, "faults": faults, "stat": of("stat"), "wchan": of("wchan"), "stack": of("stack")})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_while_the_machine_is_away() {
+        let zero = Instant::now();
+        let span = |from, to| (zero + Duration::from_secs(from), zero + Duration::from_secs(to));
+        let away = [span(0, 2), span(5, 6), span(9, 20)];
+        assert_eq!(without(span(1, 10), &away), Duration::from_secs(6));
+        assert_eq!(without(span(2, 5), &away), Duration::from_secs(3));
+        assert_eq!(without(span(10, 11), &away), Duration::ZERO);
+    }
 }
