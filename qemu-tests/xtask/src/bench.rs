@@ -35,7 +35,7 @@ pub(crate) struct BenchArgs {
     /// Only cases whose name contains this, see qemu-tests/cases/bench.toml
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// A few minutes: fewer faults, and not more than one vCPU
+    /// A few minutes: fewer faults, not more than one vCPU, blocking on vmx only
     #[arg(long)]
     quick: bool,
     /// Run it so often; what is exact must agree within 1 %

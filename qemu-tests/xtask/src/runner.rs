@@ -89,7 +89,8 @@ pub(crate) struct Lab {
 }
 
 /// Runs `cases`; every case has an outcome, in the order of the boots. A boot has one CPU of this machine, so that as many run beside
-/// each other; those that want all CPUs come before, alone. A case that was only late is run once more at the end, alone, too.
+/// each other; those that want all CPUs come before, alone. A case that was only late is run once more at the end, in a new boot with
+/// nothing beside it.
 pub(crate) fn run(lab: &Lab, suite: &Suite, cases: &[&Case]) -> Result<Vec<Outcome>> {
     let (mut outcomes, groups) = groups(suite, cases);
     let mut of_groups: Vec<Vec<Outcome>> = groups.iter().map(|_| Vec::new()).collect();
@@ -140,18 +141,25 @@ pub(crate) fn print_failures(outcomes: &[Outcome]) -> bool {
     ok
 }
 
-/// Runs a group's late cases once more. What they show then counts, and the note has what they were late with.
+/// Runs a group's late cases once more. What they show then counts; the note has what they were late with, and NAME.first.log the rest.
 fn late_again(lab: &Lab, group: &Group<'_>, outcomes: &mut Vec<Outcome>) -> Result<()> {
     let late = |name: &str| outcomes.iter().any(|o| o.late && o.name == name);
     let cases: Vec<&Case> = group.cases.iter().copied().filter(|c| late(&c.name)).collect();
     if cases.is_empty() {
         return Ok(());
     }
+    for case in &cases {
+        let log = log_path(&lab.dir, &case.name);
+        std::fs::rename(&log, log.with_extension("first.log")).context("keeping a log")?;
+    }
     let again = Group { name: format!("{}.late", group.name), entry: group.entry.clone(), cases };
     for mut outcome in run_group(lab, &again)? {
         match outcomes.iter_mut().find(|o| o.name == outcome.name) {
             Some(first) => {
-                outcome.note = format!("run again, alone: {}", first.why.join("; "));
+                let notes = [&first.note, &first.why.join("; "), &outcome.note];
+                let notes: Vec<&str> =
+                    notes.iter().map(|n| n.as_str()).filter(|n| !n.is_empty()).collect();
+                outcome.note = format!("run again, alone: {}", notes.join("; "));
                 *first = outcome;
             }
             None => outcomes.push(outcome),

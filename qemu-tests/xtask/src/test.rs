@@ -111,7 +111,13 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     if args.docs {
         paths::write_atomic(&paths::root().join("docs/failures.md"), page.as_bytes())?;
     }
-    println!("{} passed, {} failed, {} skipped", totals.passed, totals.failed, totals.skipped);
+    let again = outcomes.iter().filter(|o| o.note.starts_with("run again")).count();
+    let again =
+        if again == 0 { String::new() } else { format!("; {again} of them were run again") };
+    println!(
+        "{} passed, {} failed, {} skipped{again}",
+        totals.passed, totals.failed, totals.skipped
+    );
     Ok(match &must_fail {
         None => totals.failed == 0,
         Some(suite) => self_check_ok(&outcomes, first_self_check, suite),

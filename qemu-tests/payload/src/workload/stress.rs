@@ -88,7 +88,7 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     })?;
     let section = Section::begin(device, options, name)?;
     team.go();
-    let (stuck, away) = watch(&pulses, stuck_after);
+    let (stuck, away) = watch(&pulses, stuck_after, with_snapshots.then_some(device));
     // A stuck task cannot be joined, and its counts are lost with it; that it is stuck is what matters.
     let tally = if stuck.is_empty() { team.join() } else { Tally::default() };
     let waited = pulses
@@ -100,7 +100,7 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     let (restored, left) = device.snapshots()?;
     let more = json!({
         "pages": pages, "order": options.text("order", "fifo"), "stuck": stuck.len(), "stuck_tasks": stuck,
-        "waited_us": waited.map(micros), "away_us": away.iter().map(|a| micros(a.1 - a.0)).sum::<u64>(),
+        "waited_us": waited.map_or(0, micros), "away_us": away.iter().map(|a| micros(a.1 - a.0)).sum::<u64>(),
         "restored": restored, "snapshots_left": left,
     });
     measured.report(device, name, tasks, policy.max_us, &tally, more);
@@ -140,16 +140,17 @@ fn one(
     Ok(())
 }
 
-/// Waits until all are done or some are stuck; returns what is known about those, and when the machine was away: when this slept much
-/// longer than it wanted to.
-fn watch(pulses: &[Pulse], stuck_after: Duration) -> (Vec<Value>, Vec<Span>) {
+/// Waits until all are done or some are stuck; returns what is known about those, and when the machine was away: when this came round
+/// much later than it wanted to, and the VMM had loaded a snapshot meanwhile.
+fn watch(pulses: &[Pulse], stuck_after: Duration, vmm: Option<&Device>) -> (Vec<Value>, Vec<Span>) {
+    let restored = || vmm.and_then(|vmm| vmm.snapshots().ok()).map_or(0, |(restored, _)| restored);
     let mut last: Vec<(u64, Instant)> = pulses.iter().map(|_| (0, Instant::now())).collect();
-    let mut away = Vec::new();
+    let (mut away, mut looked, mut seen) = (Vec::new(), Instant::now(), restored());
     loop {
-        let asleep = Instant::now();
         std::thread::sleep(LOOK);
-        if asleep.elapsed() > 2 * LOOK {
-            away.push((asleep + LOOK, Instant::now()));
+        let (since, times) = (std::mem::replace(&mut looked, Instant::now()), restored());
+        if std::mem::replace(&mut seen, times) != times && looked - since > 2 * LOOK {
+            away.push((since + LOOK, looked));
         }
         let mut stuck = Vec::new();
         let mut done = 0;

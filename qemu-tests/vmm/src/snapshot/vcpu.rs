@@ -17,7 +17,7 @@ use ve_apf_abi::msr::{VE_APF_MSR_EN, VE_APF_MSR_INT};
 const TSC_DEADLINE: u32 = 0x6e0;
 /// MSRs that one call may read or write (`MAX_IO_MSRS` of KVM).
 const MSRS_AT_ONCE: usize = 256;
-/// Frequencies that differ by less are one to KVM (`tsc_tolerance_ppm`).
+/// Frequencies that differ by less are one to KVM, unless `kvm.tsc_tolerance_ppm` says otherwise, and need not be set.
 const TSC_TOLERANCE_PPM: u64 = 250;
 
 /// One vCPU's.

@@ -233,7 +233,7 @@ const FIELDS: &[Field] = &[
     Field {
         name: "host_insns_per_fault",
         what: "instructions outside the guest from one fault's park to the next one's: KVM, its threads, the VMM's pager",
-        how: "as `guest_insns_park`, from VM exits to entries, of the faults with the fewest exits that one in ten has: no timer tick came between. First quartile, since what else L1 has to do only adds",
+        how: "as `guest_insns_park`, from VM exits to entries, of the faults with the fewest exits that one in five has, which leaves out those with a timer tick; first quartile, since what else L1 has to do only adds",
         exact: Exact::Counted,
         absent: NO_PROBE,
         take: |s| s.counted("host", "quartile"),

@@ -58,7 +58,7 @@ impl Source<'_> {
         self.number("faults").unwrap_or(0.0) + self.number("kernel_faults").unwrap_or(0.0)
     }
 
-    /// What the debugger counted: of the probe's counts of `what`, the least, the first quartile, the median or the most.
+    /// What the debugger counted; `which`: `median`, or another one that [`super::probe`] reports.
     pub(super) fn counted(&self, what: &str, which: &str) -> Option<Value> {
         let count = self.probe?.value.get(what)?.get(which)?;
         count.is_u64().then(|| count.clone())
