@@ -94,14 +94,14 @@ fn init(check: &mut Check<'_>) {
     device::evict(pages, device::Content::Pattern(ROUND));
     smp::begin(cpus, park);
     let end = sys::tsc() + 60 * check.boot.options.number("spin", SPIN);
-    while PARKED.load(SeqCst) < parked as u64 && sys::tsc() < end {
+    let suspended = cpu::all().get(SUSPENDED).filter(|_| cpus > SUSPENDED);
+    let suspends = || suspended.is_none_or(|cpu| cpu.counters.values().get("suspended") == 1);
+    while (PARKED.load(SeqCst) < parked as u64 || !suspends()) && sys::tsc() < end {
         core::hint::spin_loop();
     }
     spin(check);
     check.equal("slots in use", PARKED.load(SeqCst), parked as u64);
-    let suspended = cpu::all().get(SUSPENDED).filter(|_| cpus > SUSPENDED);
-    let suspends = suspended.map(|cpu| cpu.counters.values().get("suspended"));
-    check.that("a CPU is not suspended", suspends.is_none_or(|count| count == 1));
+    check.that("a CPU is not suspended", suspends());
 
     (1..cpus).for_each(|index| lapic::send(lapic::init_command(index)));
     spin(check);

@@ -35,9 +35,17 @@ fn stand(_: usize) {
     DONE.store(true, SeqCst);
 }
 
-/// For some time, or until it holds; does it?
-fn within(check: &Check<'_>, mut holds: impl FnMut() -> bool) -> bool {
+/// Time for what should not happen.
+fn wait(check: &Check<'_>) {
     let end = sys::tsc() + 10 * check.boot.options.number("spin", SPIN);
+    while sys::tsc() < end {
+        core::hint::spin_loop();
+    }
+}
+
+/// Until it holds, or for so long that it never will; does it?
+fn until(check: &Check<'_>, mut holds: impl FnMut() -> bool) -> bool {
+    let end = sys::tsc() + 100 * check.boot.options.number("spin", SPIN);
     while sys::tsc() < end {
         if holds() {
             return true;
@@ -54,7 +62,7 @@ fn begin(check: &mut Check<'_>) {
     device::fault_log(&mut log);
     DONE.store(false, SeqCst);
     smp::begin(CPU + 1, stand);
-    let asked = within(check, || {
+    let asked = until(check, || {
         let count = device::fault_log(&mut log);
         log.iter().take(count).any(|frame| *frame == arena::frame(PAGE))
     });
@@ -73,23 +81,23 @@ fn stopped(check: &mut Check<'_>) {
     let before = nmi::handled().load(SeqCst);
     for number in 1..=NMIS {
         lapic::send(lapic::nmi_command(CPU));
-        within(check, || nmi::handled().load(SeqCst) == before + number);
+        until(check, || nmi::handled().load(SeqCst) == before + number);
     }
     check.equal("NMIs while it stands", nmi::handled().load(SeqCst) - before, NMIS);
     check.equal("interrupts while it stands", INTERRUPTS.load(SeqCst), 0);
     check.that("it went on without its page", !DONE.load(SeqCst));
     check.equal("pages restored", device::restore_all(), 1);
-    let done = within(check, || DONE.load(SeqCst) && INTERRUPTS.load(SeqCst) == 1);
+    let done = until(check, || DONE.load(SeqCst) && INTERRUPTS.load(SeqCst) == 1);
     check.that("it does not go on, or the interrupt is lost", done);
     check.right(WRONG.load(SeqCst));
 
     begin(check);
     lapic::send(lapic::init_command(CPU));
-    within(check, || false);
+    wait(check);
     if let Some(cpu) = cpu::all().get(CPU) {
         init::mark(cpu);
         check.equal("pages restored", device::restore_all(), 1);
-        within(check, || false);
+        wait(check);
         check.equal("words written to its ring after INIT", init::changed(cpu), 0);
     }
     check.that("it goes on after INIT", !DONE.load(SeqCst));

@@ -145,13 +145,16 @@ fn one(
 fn watch(pulses: &[Pulse], stuck_after: Duration, vmm: Option<&Device>) -> (Vec<Value>, Vec<Span>) {
     let restored = || vmm.and_then(|vmm| vmm.snapshots().ok()).map_or(0, |(restored, _)| restored);
     let mut last: Vec<(u64, Instant)> = pulses.iter().map(|_| (0, Instant::now())).collect();
-    let (mut away, mut looked, mut seen) = (Vec::new(), Instant::now(), restored());
+    // The last two counts: what is missing after a restore may also keep this from coming to its next look.
+    let (mut away, mut looked, mut seen) = (Vec::new(), Instant::now(), [restored(); 2]);
     loop {
         std::thread::sleep(LOOK);
-        let (since, times) = (std::mem::replace(&mut looked, Instant::now()), restored());
-        if std::mem::replace(&mut seen, times) != times && looked - since > 2 * LOOK {
+        let since = std::mem::replace(&mut looked, Instant::now());
+        let times = restored();
+        if times != seen[0] && looked - since > 2 * LOOK {
             away.push((since + LOOK, looked));
         }
+        seen = [seen[1], times];
         let mut stuck = Vec::new();
         let mut done = 0;
         for (i, (pulse, seen)) in pulses.iter().zip(&mut last).enumerate() {
