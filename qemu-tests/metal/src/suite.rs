@@ -27,6 +27,28 @@ pub(crate) struct Boot {
     pub(crate) ready: u64,
 }
 
+/// Cycles of the TSC that the option `spin` is, if it is not given.
+const SPIN: u64 = 100_000_000;
+
+impl Boot {
+    /// Runs so many times the option `spin`.
+    pub(crate) fn spin(&self, times: u64) {
+        self.until(times, || false);
+    }
+
+    /// Runs until it holds, but not longer than so many times the option `spin`; does it?
+    pub(crate) fn until(&self, times: u64, mut holds: impl FnMut() -> bool) -> bool {
+        let end = sys::tsc() + times * self.options.number("spin", SPIN);
+        while sys::tsc() < end {
+            if holds() {
+                return true;
+            }
+            core::hint::spin_loop();
+        }
+        holds()
+    }
+}
+
 /// One test.
 pub(crate) struct Test {
     /// Its name, and its record's `workload`.

@@ -61,12 +61,6 @@ impl Expectation {
         Ok(Self { text: text.to_owned(), in_time: comparison.is_some(), left, op, right })
     }
 
-    /// Ok, or why it does not hold.
-    #[cfg(test)]
-    fn check(&self, records: &[Record]) -> Result<(), String> {
-        self.compare(records)?.map_or(Ok(()), Err)
-    }
-
     /// None, or what was found in place of what should hold; an error if there is nothing to compare.
     fn compare(&self, records: &[Record]) -> Result<Option<String>, String> {
         let failed = |why: String| format!("{}: {why}", self.text);
@@ -227,7 +221,7 @@ mod tests {
     }
 
     fn check(text: &str) -> Result<(), String> {
-        Expectation::parse(text).unwrap().check(&records())
+        Expectation::parse(text).unwrap().compare(&records())?.map_or(Ok(()), Err)
     }
 
     #[test]

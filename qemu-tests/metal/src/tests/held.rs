@@ -48,7 +48,7 @@ fn run(check: &mut Check<'_>, mask: fn(), unmask: fn()) {
         let counts = check.counted(|check| {
             // A completion may end one halt, as may anything; and then it waits without a sound.
             ended_by_completions = ended_by_completions.max(halts(check, outstanding).0 - NMIS);
-            worst_spin = worst_spin.max(exits_of(spin, check));
+            worst_spin = worst_spin.max(exits_of(|check| check.boot.spin(1), check));
             worst_halt = worst_halt.max(halts(check, 0).1);
         });
         check.equal("interrupts while masked", counts.get("interrupts"), 0);
@@ -89,13 +89,6 @@ fn exits_of(work: fn(&Check<'_>), check: &Check<'_>) -> u64 {
     device::stats_begin("held");
     work(check);
     device::stats_end("held")
-}
-
-fn spin(check: &Check<'_>) {
-    let end = sys::tsc() + check.boot.options.number("spin", 100_000_000);
-    while sys::tsc() < end {
-        core::hint::spin_loop();
-    }
 }
 
 /// Halts until some NMIs came, each of which ends one; returns halts, and exits. More halts than that, and those that the

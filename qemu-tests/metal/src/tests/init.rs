@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, 
 
 use ve_apf_metal::abi::access::{Bitmap, RingAccess};
 use ve_apf_metal::cpu::{self, Cpu, Mode, this};
-use ve_apf_metal::{lapic, sys};
+use ve_apf_metal::lapic;
 use ve_apf_testdev::PolicyArgs;
 
 use crate::suite::{self, Check, Test};
@@ -23,7 +23,6 @@ const EACH: usize = 64;
 /// This CPU is suspended over one page more when INIT comes.
 const SUSPENDED: usize = 2;
 const ROUND: u64 = 600;
-const SPIN: u64 = 100_000_000;
 /// What the rings are filled with once they are nobody's.
 const MARK: u64 = 0x5a5a_6d65_7461_6c21;
 
@@ -72,13 +71,6 @@ pub(super) fn changed(cpu: &Cpu) -> u64 {
     words(cpu).filter(|word| unsafe { word.read_volatile() } != MARK).count() as u64
 }
 
-fn spin(check: &Check<'_>) {
-    let end = sys::tsc() + check.boot.options.number("spin", SPIN);
-    while sys::tsc() < end {
-        core::hint::spin_loop();
-    }
-}
-
 fn init(check: &mut Check<'_>) {
     let cpus = check.boot.cpus;
     HARDWARE.store((check.boot.mode == Mode::Hardware).into(), Relaxed);
@@ -93,23 +85,20 @@ fn init(check: &mut Check<'_>) {
     let pages = (1..cpus).map(|index| arena::frames(missing(index)));
     device::evict(pages, device::Content::Pattern(ROUND));
     smp::begin(cpus, park);
-    let end = sys::tsc() + 60 * check.boot.options.number("spin", SPIN);
     let suspended = cpu::all().get(SUSPENDED).filter(|_| cpus > SUSPENDED);
     let suspends = || suspended.is_none_or(|cpu| cpu.counters.values().get("suspended") == 1);
-    while (PARKED.load(SeqCst) < parked as u64 || !suspends()) && sys::tsc() < end {
-        core::hint::spin_loop();
-    }
-    spin(check);
+    check.boot.until(60, || PARKED.load(SeqCst) >= parked as u64 && suspends());
+    check.boot.spin(1);
     check.equal("slots in use", PARKED.load(SeqCst), parked as u64);
     check.that("a CPU is not suspended", suspends());
 
     (1..cpus).for_each(|index| lapic::send(lapic::init_command(index)));
-    spin(check);
+    check.boot.spin(1);
     for cpu in cpu::all().iter().take(cpus).skip(1) {
         mark(cpu);
     }
     check.equal("pages restored", device::restore_all(), wanted as u64);
-    spin(check);
+    check.boot.spin(1);
     let changed = cpu::all().iter().take(cpus).skip(1).map(changed).sum();
     check.equal("words written to rings after INIT", changed, 0);
     let wrong = (1..cpus).flat_map(missing);

@@ -21,7 +21,9 @@ const CPU: usize = 1;
 const PAGE: usize = 1600;
 const ROUND: u64 = 700;
 const NMIS: u64 = 5;
-const SPIN: u64 = 100_000_000;
+/// Times `spin` that what should not happen gets, and after which what should happen never will.
+const WAIT: u64 = 10;
+const NEVER: u64 = 100;
 
 static DONE: AtomicBool = AtomicBool::new(false);
 static WRONG: AtomicU64 = AtomicU64::new(0);
@@ -35,26 +37,6 @@ fn stand(_: usize) {
     DONE.store(true, SeqCst);
 }
 
-/// Time for what should not happen.
-fn wait(check: &Check<'_>) {
-    let end = sys::tsc() + 10 * check.boot.options.number("spin", SPIN);
-    while sys::tsc() < end {
-        core::hint::spin_loop();
-    }
-}
-
-/// Until it holds, or for so long that it never will; does it?
-fn until(check: &Check<'_>, mut holds: impl FnMut() -> bool) -> bool {
-    let end = sys::tsc() + 100 * check.boot.options.number("spin", SPIN);
-    while sys::tsc() < end {
-        if holds() {
-            return true;
-        }
-        core::hint::spin_loop();
-    }
-    holds()
-}
-
 /// The CPU stands over the page.
 fn begin(check: &mut Check<'_>) {
     device::evict_arena(PAGE..PAGE + 1, ROUND);
@@ -62,7 +44,7 @@ fn begin(check: &mut Check<'_>) {
     device::fault_log(&mut log);
     DONE.store(false, SeqCst);
     smp::begin(CPU + 1, stand);
-    let asked = until(check, || {
+    let asked = check.boot.until(NEVER, || {
         let count = device::fault_log(&mut log);
         log.iter().take(count).any(|frame| *frame == arena::frame(PAGE))
     });
@@ -81,23 +63,23 @@ fn stopped(check: &mut Check<'_>) {
     let before = nmi::handled().load(SeqCst);
     for number in 1..=NMIS {
         lapic::send(lapic::nmi_command(CPU));
-        until(check, || nmi::handled().load(SeqCst) == before + number);
+        check.boot.until(NEVER, || nmi::handled().load(SeqCst) == before + number);
     }
     check.equal("NMIs while it stands", nmi::handled().load(SeqCst) - before, NMIS);
     check.equal("interrupts while it stands", INTERRUPTS.load(SeqCst), 0);
     check.that("it went on without its page", !DONE.load(SeqCst));
     check.equal("pages restored", device::restore_all(), 1);
-    let done = until(check, || DONE.load(SeqCst) && INTERRUPTS.load(SeqCst) == 1);
+    let done = check.boot.until(NEVER, || DONE.load(SeqCst) && INTERRUPTS.load(SeqCst) == 1);
     check.that("it does not go on, or the interrupt is lost", done);
     check.right(WRONG.load(SeqCst));
 
     begin(check);
     lapic::send(lapic::init_command(CPU));
-    wait(check);
+    check.boot.spin(WAIT);
     if let Some(cpu) = cpu::all().get(CPU) {
         init::mark(cpu);
         check.equal("pages restored", device::restore_all(), 1);
-        wait(check);
+        check.boot.spin(WAIT);
         check.equal("words written to its ring after INIT", init::changed(cpu), 0);
     }
     check.that("it goes on after INIT", !DONE.load(SeqCst));

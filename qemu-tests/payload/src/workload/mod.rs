@@ -34,6 +34,8 @@ mod team;
 mod user_touch;
 mod walk;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use anyhow::{Context, Result, bail};
 
 use crate::device::Device;
@@ -103,4 +105,9 @@ pub fn run(name: &str, options: &Options, device: Option<&Device>) -> Result<()>
         bail!("veapf.run={name}: unknown workload");
     };
     run(name, options, device.context("needs the VMM's test device")?)
+}
+
+/// Of a thread that panicked, too: its workload says so itself.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

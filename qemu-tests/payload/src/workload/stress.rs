@@ -9,7 +9,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use ve_apf_testdev::PAGE_WORDS;
 
 use super::kernel_io::{read_into, source_file, write_to_pipe};
+use super::lock;
 use super::team::Team;
 use crate::arena::{Arena, Random, Slice, shuffled};
 use crate::device::Device;
@@ -70,11 +71,7 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
                     println!("l2-init: task {i}, page {index}: {error}");
                 }
                 if began.elapsed() > LOOK {
-                    pulse
-                        .long
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push((began, Instant::now()));
+                    lock(&pulse.long).push((began, Instant::now()));
                 }
                 pulse.faults.fetch_add(1, Ordering::Relaxed);
             }
@@ -91,11 +88,8 @@ pub(super) fn run(name: &str, options: &Options, device: &Device) -> Result<()> 
     let (stuck, away) = watch(&pulses, stuck_after, with_snapshots.then_some(device));
     // A stuck task cannot be joined, and its counts are lost with it; that it is stuck is what matters.
     let tally = if stuck.is_empty() { team.join() } else { Tally::default() };
-    let waited = pulses
-        .iter()
-        .flat_map(|p| p.long.lock().unwrap_or_else(PoisonError::into_inner).clone())
-        .map(|span| without(span, &away))
-        .max();
+    let waited =
+        pulses.iter().flat_map(|p| lock(&p.long).clone()).map(|span| without(span, &away)).max();
     let measured = section.end()?;
     let (restored, left) = device.snapshots()?;
     let more = json!({
@@ -146,15 +140,15 @@ fn watch(pulses: &[Pulse], stuck_after: Duration, vmm: Option<&Device>) -> (Vec<
     let restored = || vmm.and_then(|vmm| vmm.snapshots().ok()).map_or(0, |(restored, _)| restored);
     let mut last: Vec<(u64, Instant)> = pulses.iter().map(|_| (0, Instant::now())).collect();
     // The last two counts: what is missing after a restore may also keep this from coming to its next look.
-    let (mut away, mut looked, mut seen) = (Vec::new(), Instant::now(), [restored(); 2]);
+    let (mut away, mut looked, mut counts) = (Vec::new(), Instant::now(), [restored(); 2]);
     loop {
         std::thread::sleep(LOOK);
         let since = std::mem::replace(&mut looked, Instant::now());
         let times = restored();
-        if times != seen[0] && looked - since > 2 * LOOK {
+        if times != counts[0] && looked - since > 2 * LOOK {
             away.push((since + LOOK, looked));
         }
-        seen = [seen[1], times];
+        counts = [counts[1], times];
         let mut stuck = Vec::new();
         let mut done = 0;
         for (i, (pulse, seen)) in pulses.iter().zip(&mut last).enumerate() {

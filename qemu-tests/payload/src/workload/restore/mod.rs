@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
+use super::lock;
 use super::team::Team;
 use crate::arena::{Arena, shuffled};
 use crate::device::Device;
@@ -110,8 +111,4 @@ fn ask_all(
     let clients =
         clients.into_iter().map(|c| c.into_inner().unwrap_or_else(PoisonError::into_inner));
     Ok((tally, clients.collect()))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
