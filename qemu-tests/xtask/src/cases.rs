@@ -215,7 +215,7 @@ fn parse(text: &str, suite: &str, all: &mut Suite) -> Result<()> {
     }
     for entry in &file.case {
         let before = all.cases.len();
-        for name in entry.boot.names() {
+        for name in entry.boot.as_slice() {
             let boot = all
                 .boots
                 .get(name)

@@ -5,7 +5,7 @@ use crate::expect::Expectation;
 use crate::initrd::{self, Step};
 use crate::kernel::Flavour;
 use crate::lane::Lane;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 #[serde(deny_unknown_fields)]
 pub(super) struct Entry {
     pub(super) name: String,
-    pub(super) boot: Boots,
+    /// Each of them makes a case.
+    pub(super) boot: OneOrMore,
     #[serde(default = "only_ve_apf")]
     pub(super) modes: Vec<Mode>,
     #[serde(default = "one")]
@@ -21,8 +22,11 @@ pub(super) struct Entry {
     #[serde(default = "mem_mib")]
     mem_mib: u32,
     timeout_s: u64,
-    /// Runs in L2, under our VMM.
-    workload: Option<String>,
+    /// Runs in L2, under our VMM, one after the other.
+    workload: Option<OneOrMore>,
+    /// In these modes only one of so many pages is touched.
+    #[serde(default)]
+    one_page_of: BTreeMap<String, usize>,
     #[serde(default)]
     params: BTreeMap<String, Param>,
     /// More kernel parameters of L2.
@@ -73,19 +77,19 @@ const ALWAYS: &[&str] = &[
 /// The kernel's COMMAND_LINE_SIZE is 2048, and the VMM adds a few words.
 const MAX_CMDLINE: usize = 1980;
 
-/// A boot, or several, on each of which the entry makes a case.
+/// A word, or a list of them.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
-pub(super) enum Boots {
+pub(super) enum OneOrMore {
     One(String),
-    Several(Vec<String>),
+    More(Vec<String>),
 }
 
-impl Boots {
-    pub(super) fn names(&self) -> &[String] {
+impl OneOrMore {
+    pub(super) fn as_slice(&self) -> &[String] {
         match self {
-            Self::One(name) => std::slice::from_ref(name),
-            Self::Several(names) => names,
+            Self::One(word) => std::slice::from_ref(word),
+            Self::More(words) => words,
         }
     }
 }
@@ -116,17 +120,19 @@ impl Entry {
         if self.modes.len() > 1 {
             name = format!("{name}@{}", mode.name());
         }
-        if self.boot.names().len() > 1 {
+        if self.boot.as_slice().len() > 1 {
             name = format!("{name}/{}", lane.name());
         }
         anyhow::ensure!(!(self.kernel_inside && self.server), "kernel_inside or server, not both");
+        let runs = self.runs(mode)?;
+        let cmdline = self.l2_cmdline(&runs, mode, lane);
         anyhow::ensure!(
-            self.l2_cmdline(mode, lane).len() <= MAX_CMDLINE,
+            cmdline.len() <= MAX_CMDLINE,
             "L2's command line is longer than {MAX_CMDLINE} bytes: the kernel would cut it off"
         );
         let argv = match (&self.workload, &self.argv) {
-            (Some(_), None) => self.vmm_argv(mode, lane),
-            (None, Some(argv)) => argv.iter().map(|a| self.fill_in(a, mode, lane)).collect(),
+            (Some(_), None) => self.vmm_argv(&cmdline, mode, lane),
+            (None, Some(argv)) => argv.iter().map(|a| self.fill_in(a, &cmdline, lane)).collect(),
             _ => anyhow::bail!("needs either a workload or an argv"),
         };
         let step =
@@ -135,11 +141,13 @@ impl Entry {
         if self.workload.is_some() && self.exit == 0 {
             expect.extend(ALWAYS.iter().map(|e| (*e).to_owned()));
         }
-        for (name, more) in &self.expect_in {
+        for name in self.expect_in.keys().chain(self.one_page_of.keys()) {
             anyhow::ensure!(
                 self.modes.iter().any(|m| m.name() == name),
-                "expect_in names the mode {name}, which is not among its modes"
+                "the mode {name}, which it has something special for, is not among its modes"
             );
+        }
+        for (name, more) in &self.expect_in {
             if name == mode.name() {
                 expect.extend(more.iter().cloned());
             }
@@ -165,7 +173,7 @@ impl Entry {
             expect,
             skip: self.skip.clone(),
             long: self.long,
-            counted: self.workload.as_ref().map_or(0, |w| w.matches(":magic=1").count()),
+            counted: runs.matches(":magic=1").count(),
         })
     }
 
@@ -190,15 +198,36 @@ impl Entry {
         }
     }
 
+    /// Its workload in this mode, as the payload wants to be told of it.
+    fn runs(&self, mode: Mode) -> Result<String> {
+        let runs = self.workload.as_ref().map_or(String::new(), |runs| runs.as_slice().join("+"));
+        let Some(of) = self.one_page_of.get(mode.name()) else { return Ok(runs) };
+        anyhow::ensure!(
+            !self.params.contains_key("pages"),
+            "one_page_of is of the pages that `workload` names, not of those in `params`"
+        );
+        let fewer = |option: &str| -> Result<String> {
+            let Some(pages) = option.strip_prefix("pages=") else { return Ok(option.to_owned()) };
+            let pages: usize = pages.parse().with_context(|| format!("{option}: no number"))?;
+            let whole = pages.checked_div(*of).filter(|fewer| *fewer > 0 && fewer * of == pages);
+            let fewer = whole.with_context(|| format!("{option}: no multiple of {of}"))?;
+            Ok(format!("pages={fewer}"))
+        };
+        let run = |run: &str| Ok(run.split(':').map(fewer).collect::<Result<Vec<_>>>()?.join(":"));
+        Ok(runs.split('+').map(run).collect::<Result<Vec<_>>>()?.join("+"))
+    }
+
     /// Kernel parameters of L2.
-    fn l2_cmdline(&self, mode: Mode, lane: Lane) -> String {
+    fn l2_cmdline(&self, runs: &str, mode: Mode, lane: Lane) -> String {
         let mut words = vec![
             "console=ttyS0 quiet panic=-1".to_owned(),
             if self.stock_guest { "" } else { mode.cmdline() }.to_owned(),
             lane.l2_cmdline(),
             self.cmdline.clone(),
         ];
-        words.extend(self.workload.iter().map(|w| format!("veapf.run={w}")));
+        if !runs.is_empty() {
+            words.push(format!("veapf.run={runs}"));
+        }
         for (name, value) in &self.params {
             words.push(match value {
                 Param::Number(n) => format!("veapf.{name}={n}"),
@@ -209,11 +238,10 @@ impl Entry {
         words.join(" ")
     }
 
-    fn vmm_argv(&self, mode: Mode, lane: Lane) -> Vec<String> {
+    fn vmm_argv(&self, cmdline: &str, mode: Mode, lane: Lane) -> Vec<String> {
         let (vcpus, mem) = (self.vcpus.to_string(), self.mem_mib.to_string());
         // The VMM gives up first, so that it can say where the vCPUs are.
         let timeout = self.timeout_s.saturating_sub(5).max(5).to_string();
-        let cmdline = self.l2_cmdline(mode, lane);
         let fixed = [
             initrd::VMM,
             "--kernel",
@@ -221,7 +249,7 @@ impl Entry {
             "--initrd",
             self.l2_initrd(),
             "--cmdline",
-            &cmdline,
+            cmdline,
             "--vcpus",
             &vcpus,
             "--mem-mib",
@@ -240,10 +268,10 @@ impl Entry {
     }
 
     /// Replaces {kernel}, {initrd}, {cmdline}, {vcpus} and {mem_mib}.
-    fn fill_in(&self, word: &str, mode: Mode, lane: Lane) -> String {
+    fn fill_in(&self, word: &str, cmdline: &str, lane: Lane) -> String {
         word.replace("{kernel}", self.l2_kernel(lane))
             .replace("{initrd}", initrd::L2_INITRD)
-            .replace("{cmdline}", &self.l2_cmdline(mode, lane))
+            .replace("{cmdline}", cmdline)
             .replace("{vcpus}", &self.vcpus.to_string())
             .replace("{mem_mib}", &self.mem_mib.to_string())
     }

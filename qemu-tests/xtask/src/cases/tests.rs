@@ -29,6 +29,38 @@ fn an_entry_becomes_a_case_per_mode() {
 }
 
 #[test]
+fn a_mode_may_have_a_part_of_the_pages() {
+    let case = |of: &str| {
+        let text = format!(
+            "{HEAD}[[case]]\nname = \"a\"\nboot = \"main\"\nmodes = [\"blocking\", \"ve-apf\"]\ntimeout_s = 6\n\
+             workload = [\"user_touch:pages=64\", \"execve:tasks=4:pages=8:compute=0\"]\n{of}\n"
+        );
+        read(&text).map_err(|error| format!("{error:#}"))
+    };
+    let suite = case("one_page_of.blocking = 4").unwrap();
+    let argv = |i: usize| suite.cases[i].step.argv.join(" ");
+    assert!(
+        argv(0).contains("=user_touch:pages=16+execve:tasks=4:pages=2:compute=0"),
+        "{}",
+        argv(0)
+    );
+    assert!(
+        argv(1).contains("=user_touch:pages=64+execve:tasks=4:pages=8:compute=0"),
+        "{}",
+        argv(1)
+    );
+    for (of, says) in [
+        ("one_page_of.blocking = 16", "pages=8: no multiple of 16"),
+        ("one_page_of.blocking = 0", "no multiple of 0"),
+        ("one_page_of.kvm-apf = 4", "not among its modes"),
+        ("one_page_of.blocking = 4\nparams.pages = 8", "not of those in `params`"),
+    ] {
+        let error = case(of).unwrap_err();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
 fn what_would_be_cut_off_or_cannot_be_is_refused() {
     let case = |more: &str| {
         format!("{HEAD}[[case]]\nname = \"a\"\nboot = \"main\"\ntimeout_s = 6\n{more}\n")
