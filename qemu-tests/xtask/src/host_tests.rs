@@ -73,6 +73,7 @@ pub(crate) fn run(log: &Path) -> Result<(Outcome, Counts)> {
         status,
         why,
         late: false,
+        again: false,
         note: format!("{} tests", counts.passed + counts.failed),
         ms,
         log: Some(log.to_owned()),

@@ -44,6 +44,9 @@ pub(crate) struct Outcome {
     /// Nothing failed but expectations that depend on how fast this machine is.
     #[serde(skip)]
     pub(crate) late: bool,
+    /// It was run twice; `note` says why.
+    #[serde(skip)]
+    pub(crate) again: bool,
     /// What one should know of how it was run.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) note: String,
@@ -66,6 +69,7 @@ impl Outcome {
             status,
             why: vec![why.into()],
             late: false,
+            again: false,
             note: String::new(),
             ms: 0,
             log: None,
@@ -159,6 +163,7 @@ fn late_again(lab: &Lab, group: &Group<'_>, outcomes: &mut Vec<Outcome>) -> Resu
                 let notes = [&first.note, &first.why.join("; "), &outcome.note];
                 let notes: Vec<&str> =
                     notes.iter().map(|n| n.as_str()).filter(|n| !n.is_empty()).collect();
+                outcome.again = true;
                 outcome.note = format!("run again, alone: {}", notes.join("; "));
                 *first = outcome;
             }
@@ -185,6 +190,7 @@ fn run_group(lab: &Lab, group: &Group<'_>) -> Result<Vec<Outcome>> {
         for (case, section) in left.iter().zip(&console.steps) {
             let mut outcome = judge(lab, case, section)?;
             if let Some((_, lost)) = again.take_if(|(name, _)| *name == case.name) {
+                outcome.again = true;
                 outcome.note = format!("run again: {lost}");
             }
             outcomes.push(outcome);
@@ -222,6 +228,7 @@ fn run_group(lab: &Lab, group: &Group<'_>) -> Result<Vec<Outcome>> {
                 .chain(last_words(&console.tail))
                 .collect(),
             late: false,
+            again: false,
             note: console.hang.lost.unwrap_or_default(),
             ms: 0,
             log: Some(log),
@@ -299,7 +306,7 @@ fn judge(lab: &Lab, case: &Case, section: &Section) -> Result<Outcome> {
     let status = if why.is_empty() { Status::Passed } else { Status::Failed };
     let log = Some(write_log(lab, case, section)?);
     let (name, note) = (case.name.clone(), String::new());
-    Ok(Outcome { name, status, why, late, note, ms, log, records })
+    Ok(Outcome { name, status, why, late, again: false, note, ms, log, records })
 }
 
 /// The kernel log of L1 counts as a case: what it complains of concerns all of them.

@@ -111,7 +111,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     if args.docs {
         paths::write_atomic(&paths::root().join("docs/failures.md"), page.as_bytes())?;
     }
-    let again = outcomes.iter().filter(|o| o.note.starts_with("run again")).count();
+    let again = outcomes.iter().filter(|o| o.again).count();
     let again =
         if again == 0 { String::new() } else { format!("; {again} of them were run again") };
     println!(
