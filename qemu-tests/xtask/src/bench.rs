@@ -20,6 +20,7 @@ mod docs;
 mod fields;
 mod no_faults;
 mod page;
+mod picture;
 pub(crate) mod probe;
 mod row;
 mod sections;
@@ -41,7 +42,7 @@ pub(crate) struct BenchArgs {
     /// Run it so often; what is exact must agree within 1 %
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=5))]
     runs: u32,
-    /// Write docs/performance.md and docs/bench.md too
+    /// Write docs/performance.md, its pictures and docs/bench.md too
     #[arg(long)]
     docs: bool,
     /// Keep the records of target/bench/bench.json that this run does not replace; it has to be of the same kernel
@@ -169,6 +170,11 @@ fn write(bench: &Bench, dir: &Path, docs: bool) -> Result<()> {
         let docs = paths::root().join("docs");
         paths::write_atomic(&docs.join("performance.md"), performance.as_bytes())?;
         paths::write_atomic(&docs.join("bench.md"), docs::schema().as_bytes())?;
+        for lane in bench.lanes() {
+            if let Some(svg) = picture::picture(bench, lane) {
+                paths::write_atomic(&docs.join(docs::picture(lane)), svg.as_bytes())?;
+            }
+        }
     }
     println!("\n{}", docs::targets(bench));
     println!("{}", dir.join("bench.json").display());

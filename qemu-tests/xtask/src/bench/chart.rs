@@ -3,8 +3,10 @@
 use crate::report::svg::escape;
 use std::fmt::Write;
 
-const WIDTH: f64 = 560.0;
-const HEIGHT: f64 = 300.0;
+/// Of a chart.
+pub(super) const WIDTH: f64 = 560.0;
+/// Of a chart.
+pub(super) const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 58.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 26.0;

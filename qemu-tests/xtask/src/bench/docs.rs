@@ -23,6 +23,11 @@ pub(super) fn targets(bench: &Bench) -> String {
     out
 }
 
+/// The name of a lane's picture, beside docs/performance.md.
+pub(super) fn picture(lane: &str) -> String {
+    format!("performance-{lane}.svg")
+}
+
 /// docs/performance.md.
 pub(super) fn performance(bench: &Bench) -> String {
     let kind = if bench.quick { "a quick run (`--quick`)" } else { "a full run" };
@@ -54,6 +59,7 @@ pub(super) fn performance(bench: &Bench) -> String {
         );
     }
     for lane in bench.lanes() {
+        let _ = write!(out, "\n## {lane}\n\n![charts of {lane}]({})\n", picture(lane));
         let _ = write!(out, "\n## {lane}: break-even\n\n{}", break_even(bench, lane));
         out.push_str(&sections::sections(bench, lane));
         let _ = write!(out, "\n## {lane}: records\n\n{}", table(bench, lane));

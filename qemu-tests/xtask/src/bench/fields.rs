@@ -65,7 +65,8 @@ impl Exact {
 }
 
 const NO_FAULTS: &str = "the workload has no such faults";
-const NO_PROBE: &str = "counted on the lane vmx only, by Bochs's debugger, and in one_at_a_time";
+const NO_PROBE: &str =
+    "counted on the lane vmx only, by Bochs's debugger, in one_at_a_time, of tasks that park";
 const NO_COMPUTE: &str = "no task computes beside, or what it does alone was not measured";
 
 /// All of them, in the order of the documentation.

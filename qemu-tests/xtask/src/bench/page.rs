@@ -8,7 +8,9 @@ use super::targets;
 use crate::report::svg::escape;
 use std::fmt::Write;
 
-const STYLE: &str = include_str!("report.css");
+/// Of the page, and of pictures with its charts.
+pub(super) const STYLE: &str = include_str!("report.css");
+
 /// The page.
 pub(super) fn page(bench: &Bench) -> String {
     let kind = if bench.quick { "quick run" } else { "full run" };

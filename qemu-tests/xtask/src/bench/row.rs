@@ -203,6 +203,7 @@ fn of_case(case: &Case, records: &[Record]) -> Vec<Row> {
         let source = Source {
             lane: case.lane,
             counts_time: case.counts_time,
+            pv_eoi: !case.step.argv.iter().any(|word| word == "--no-pv-eoi"),
             l1_cpus: case.l1_cpus,
             mips: case.mips,
             mode: case.mode,
@@ -245,8 +246,8 @@ pub(super) mod tests {
         };
         let probe = result.value.get("probe").map(|value| Record { value: value.clone() });
         let (lane, counts_time, l1_cpus, mips) = (Lane::Vmx, true, 1, Some(200));
-        let (result, probe) = (&result, probe.as_ref());
-        Row::new(key, &Source { lane, counts_time, l1_cpus, mips, mode, result, probe })
+        let (pv_eoi, result, probe) = (true, &result, probe.as_ref());
+        Row::new(key, &Source { lane, counts_time, pv_eoi, l1_cpus, mips, mode, result, probe })
     }
 
     #[test]

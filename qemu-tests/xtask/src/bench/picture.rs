@@ -1,0 +1,118 @@
+//! A lane's charts as one SVG, for documents, which cannot hold the report.
+
+use super::chart::{HEIGHT, WIDTH};
+use super::charts::{REASONS, charts};
+use super::page::STYLE;
+use super::row::Bench;
+use super::summary::MODES;
+use crate::report::svg::escape;
+use std::fmt::Write;
+
+const COLUMNS: usize = 2;
+/// Around each chart.
+const GAP: f64 = 16.0;
+/// Over each chart: its title, and two lines of what it shows.
+const CAPTION: f64 = 56.0;
+const LINE: f64 = 15.0;
+/// Letters of the caption's size that a chart is wide.
+const LETTERS: usize = 95;
+/// Over all of them, with what the colours are.
+const HEAD: f64 = 48.0;
+
+/// All charts of `lane`, two beside each other; none if nothing was measured there.
+pub(super) fn picture(bench: &Bench, lane: &str) -> Option<String> {
+    let drawn: Vec<(&str, String, String)> = charts(bench, lane)
+        .into_iter()
+        .filter_map(|(title, note, chart)| Some((title, note, chart?)))
+        .collect();
+    if drawn.is_empty() {
+        return None;
+    }
+    let (across, down) = (WIDTH + GAP, CAPTION + HEIGHT + GAP);
+    let (mut right, mut body, mut y) = (0.0_f64, String::new(), HEAD);
+    for row in drawn.chunks(COLUMNS) {
+        let mut x = GAP;
+        for (title, note, chart) in row {
+            text(&mut body, x, y + LINE, "title", title);
+            let mut line = y + LINE;
+            for words in textwrap::wrap(note, LETTERS) {
+                line += LINE;
+                text(&mut body, x, line, "about", &words);
+            }
+            let place = format!(
+                "<svg x=\"{x}\" y=\"{}\" width=\"{WIDTH}\" height=\"{HEIGHT}\"",
+                y + CAPTION
+            );
+            body.push_str(&chart.replacen("<svg", &place, 1));
+            x += across;
+        }
+        right = right.max(x);
+        y += down;
+    }
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {right} {y}\" width=\"{right}\" height=\"{y}\">\n\
+         <style>{STYLE}</style>\n<rect class=\"paper\" width=\"{right}\" height=\"{y}\"/>\n"
+    );
+    key(&mut out, LINE, MODES.iter().map(|mode| (format!("m-{mode}"), *mode)));
+    let reasons = REASONS.iter().map(|(reason, name)| (format!("r-{reason}"), *name));
+    key(&mut out, 2.0 * LINE, reasons);
+    out.push_str(&body);
+    out.push_str("</svg>\n");
+    Some(out)
+}
+
+/// A row of colours and what each is: class and name.
+fn key<'a>(out: &mut String, y: f64, names: impl Iterator<Item = (String, &'a str)>) {
+    let mut x = GAP;
+    for (class, name) in names {
+        let _ = write!(
+            out,
+            "<rect class=\"{class}\" x=\"{x}\" y=\"{}\" width=\"9\" height=\"9\"/>",
+            y - 9.0
+        );
+        text(out, x + 13.0, y, "key", name);
+        #[expect(clippy::cast_precision_loss, reason = "coordinates")]
+        let letters = name.len() as f64;
+        x += 36.0 + 6.0 * letters;
+    }
+}
+
+fn text(out: &mut String, x: f64, y: f64, class: &str, content: &str) {
+    let content = escape(content);
+    let _ = writeln!(out, "<text class=\"{class}\" x=\"{x}\" y=\"{y}\">{content}</text>");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::row::{SCHEMA, tests::row};
+    use super::*;
+    use crate::cases::Mode;
+    use serde_json::json;
+
+    #[test]
+    fn a_lane_is_one_picture_and_another_none() {
+        let records = vec![
+            row(Mode::KvmApf, "burst", json!({"tasks": 16})),
+            row(Mode::VeApf, "burst", json!({"tasks": 16})),
+            row(Mode::VeApf, "kernel_read", json!({"kernel_faults": 9, "kernel_parked": 9})),
+        ];
+        let lane = records[0].key.lane.clone();
+        let bench = Bench {
+            schema: SCHEMA,
+            quick: true,
+            runs: 1,
+            kernel: "a".into(),
+            differences: Vec::new(),
+            records,
+        };
+        let svg = picture(&bench, &lane).unwrap();
+        let drawn = charts(&bench, &lane).iter().filter(|(.., chart)| chart.is_some()).count();
+        assert!(drawn > 1);
+        assert_eq!(svg.matches("<svg").count(), 1 + drawn);
+        assert_eq!(svg.matches("<svg").count(), svg.matches("</svg>").count());
+        for outside in ["href=", "@import", "url(", "NaN", "inf\""] {
+            assert!(!svg.contains(outside), "{outside}");
+        }
+        assert!(picture(&bench, "no such lane").is_none());
+    }
+}
