@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: every mode with the same kernel, VMM, pager, workload and latency; bench.json, report.html, and
-//! docs/performance.md.
+//! docs/performance.md with its pictures.
 
 use crate::cases::{self, Case, Suite};
 use crate::error::{Kind, fail};
@@ -164,21 +164,29 @@ fn write(bench: &Bench, dir: &Path, docs: bool) -> Result<()> {
     let json = serde_json::to_string_pretty(bench).context("writing bench.json")?;
     paths::write_atomic(&dir.join("bench.json"), json.as_bytes())?;
     paths::write_atomic(&dir.join("report.html"), page::page(bench).as_bytes())?;
-    let performance = docs::performance(bench);
-    paths::write_atomic(&dir.join("performance.md"), performance.as_bytes())?;
+    write_performance(bench, dir)?;
     if docs {
         let docs = paths::root().join("docs");
-        paths::write_atomic(&docs.join("performance.md"), performance.as_bytes())?;
+        write_performance(bench, &docs)?;
         paths::write_atomic(&docs.join("bench.md"), docs::schema().as_bytes())?;
-        for lane in bench.lanes() {
-            if let Some(svg) = picture::picture(bench, lane) {
-                paths::write_atomic(&docs.join(docs::picture(lane)), svg.as_bytes())?;
-            }
-        }
     }
     println!("\n{}", docs::targets(bench));
     println!("{}", dir.join("bench.json").display());
     println!("{}", dir.join("report.html").display());
+    Ok(())
+}
+
+/// performance.md and its pictures; none of an earlier run is left beside it.
+fn write_performance(bench: &Bench, dir: &Path) -> Result<()> {
+    paths::write_atomic(&dir.join("performance.md"), docs::performance(bench).as_bytes())?;
+    for lane in summary::LANES {
+        let path = dir.join(docs::picture_name(lane));
+        match picture::picture(bench, lane) {
+            Some(svg) => paths::write_atomic(&path, svg.as_bytes())?,
+            None if path.exists() => std::fs::remove_file(&path).context("an earlier picture")?,
+            None => {}
+        }
+    }
     Ok(())
 }
 

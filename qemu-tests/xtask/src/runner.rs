@@ -217,7 +217,6 @@ fn run_group(lab: &Lab, group: &Group<'_>) -> Result<Vec<Outcome>> {
             again = Some((&case.name, lost.clone()));
             continue;
         }
-        again = None;
         let log = write_log(lab, case, &console.tail)?;
         let how = if console.end == End::TimedOut { "L1 hung" } else { "L1 died" };
         outcomes.push(Outcome {
@@ -228,7 +227,7 @@ fn run_group(lab: &Lab, group: &Group<'_>) -> Result<Vec<Outcome>> {
                 .chain(last_words(&console.tail))
                 .collect(),
             late: false,
-            again: false,
+            again: again.take().is_some(),
             note: console.hang.lost.unwrap_or_default(),
             ms: 0,
             log: Some(log),

@@ -236,7 +236,7 @@ fn write_results(path: &Path, outcomes: &[Outcome], totals: &Totals) -> Result<(
         "skipped": totals.skipped,
         "cases": outcomes.iter().map(|o| {
             let results: Vec<_> = o.records.iter().filter(|r| r.kind() != "trace").map(|r| &r.value).collect();
-            json!({ "name": o.name, "status": o.status, "why": o.why, "note": o.note, "ms": o.ms, "log": o.log, "records": results })
+            json!({ "name": o.name, "status": o.status, "why": o.why, "again": o.again, "note": o.note, "ms": o.ms, "log": o.log, "records": results })
         }).collect::<Vec<_>>(),
     });
     paths::write_atomic(path, serde_json::to_string_pretty(&value)?.as_bytes())

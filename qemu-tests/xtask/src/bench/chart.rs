@@ -1,4 +1,4 @@
-//! Charts as SVG inside the report, whose style sheet has the colours.
+//! Charts as SVG inside the report or a picture, whose style sheet has the colours.
 
 use crate::report::svg::escape;
 use std::fmt::Write;

@@ -40,7 +40,7 @@ pub(super) fn charts(bench: &Bench, lane: &str) -> Vec<Chart> {
     vec![
         (
             "Exits per fault, by reason.",
-            "One at a time, eight at a time, on one page, and in system calls.".into(),
+            format!("One at a time, eight at a time, on one page, and in system calls.{}", eoi(bench, lane, "one_at_a_time_alone")),
             exits(bench, lane),
         ),
         ("Exits per fault in bursts.", "Tasks that fault together.".into(), bursts(bench, lane)),
@@ -76,7 +76,7 @@ pub(super) fn charts(bench: &Bench, lane: &str) -> Vec<Chart> {
         ),
         (
             "Exits per fault over vCPUs.",
-            "One pager; tasks that work, then touch a page.".into(),
+            format!("One pager; tasks that work, then touch a page.{}", eoi(bench, lane, "rate")),
             whole_vm::vcpus(bench, lane),
         ),
         (
@@ -95,6 +95,18 @@ pub(super) fn charts(bench: &Bench, lane: &str) -> Vec<Chart> {
             whole_vm::answers(bench, lane),
         ),
     ]
+}
+
+/// What to know of this workload's exits.
+fn eoi(bench: &Bench, lane: &str, workload: &str) -> String {
+    let without =
+        |row: &Row| row.key.lane == lane && row.key.workload == workload && row.without_pv_eoi();
+    if !bench.records.iter().any(without) {
+        return String::new();
+    }
+    format!(
+        " PV EOI is off in {workload}, except where the vCPU stops: each completion has one exit more."
+    )
 }
 
 fn by_latency(bench: &Bench, lane: &str, field: &str) -> Vec<Line> {

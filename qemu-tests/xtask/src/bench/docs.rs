@@ -1,6 +1,7 @@
 //! docs/performance.md and docs/bench.md.
 
 use super::fields;
+use super::picture::picture;
 use super::row::{Bench, Row};
 use super::sections;
 use super::summary::{BreakEven, MODES};
@@ -24,7 +25,7 @@ pub(super) fn targets(bench: &Bench) -> String {
 }
 
 /// The name of a lane's picture, beside docs/performance.md.
-pub(super) fn picture(lane: &str) -> String {
+pub(super) fn picture_name(lane: &str) -> String {
     format!("performance-{lane}.svg")
 }
 
@@ -36,7 +37,9 @@ pub(super) fn performance(bench: &Bench) -> String {
          Written by `cargo xtask bench --docs` from target/bench/bench.json of {kind}, kernel {}. The fields of that file are\n\
          described in [bench.md](bench.md), what the figures mean in\n\
          [note 4](notes/0004-how-it-is-measured.md). PREEMPT, HZ=250, built with -O2; the same kernel in L1 and L2, the same VMM, pager,\n\
-         workload and latency in every mode. Beside the tasks that fault, one computes.\n",
+         workload and latency in every mode. Beside the tasks that fault one computes; where none does there is no useful share. Compare\n\
+         rows with as many CPUs of L1 and instructions in a microsecond (mips) only. On svm, where times are the emulator's, what tasks do\n\
+         of their own is an estimate, and a share can come out above 1.\n",
         bench.kernel
     );
     for name in bench.lanes() {
@@ -59,7 +62,9 @@ pub(super) fn performance(bench: &Bench) -> String {
         );
     }
     for lane in bench.lanes() {
-        let _ = write!(out, "\n## {lane}\n\n![charts of {lane}]({})\n", picture(lane));
+        if picture(bench, lane).is_some() {
+            let _ = write!(out, "\n## {lane}\n\n![charts of {lane}]({})\n", picture_name(lane));
+        }
         let _ = write!(out, "\n## {lane}: break-even\n\n{}", break_even(bench, lane));
         out.push_str(&sections::sections(bench, lane));
         let _ = write!(out, "\n## {lane}: records\n\n{}", table(bench, lane));
@@ -89,8 +94,8 @@ fn break_even(bench: &Bench, lane: &str) -> String {
 
 fn table(bench: &Bench, lane: &str) -> String {
     let mut out = String::from(
-        "| workload | vCPUs | tasks | L, us | mode | faults | parked | exits/fault | by reason | useful share | p50 - L, us | p99 - L, us |\n\
-         |---|--:|--:|--:|---|--:|--:|--:|---|--:|--:|--:|\n",
+        "| workload | vCPUs | tasks | L, us | mode | CPUs | mips | faults | parked | exits/fault | by reason | useful share | p50 - L, us | p99 - L, us |\n\
+         |---|--:|--:|--:|---|--:|--:|--:|--:|--:|---|--:|--:|--:|\n",
     );
     let mut rows: Vec<&Row> =
         bench.records.iter().filter(|r| r.key.lane == lane && r.all_faults() > 0.0).collect();
@@ -98,7 +103,7 @@ fn table(bench: &Bench, lane: &str) -> String {
     rows.sort_by_key(|r| {
         (r.key.workload.clone(), r.key.vcpus, r.key.tasks, r.key.latency_us, mode(r))
     });
-    let mut unresolved = false;
+    let (mut unresolved, mut without_pv_eoi) = (false, false);
     for row in rows {
         let number = |name: &str, digits: usize| {
             row.number(name).map_or_else(|| "-".into(), |n| format!("{n:.digits$}"))
@@ -108,18 +113,22 @@ fn table(bench: &Bench, lane: &str) -> String {
         let late =
             row.values.get("latency_resolved").and_then(serde_json::Value::as_bool) == Some(false);
         unresolved |= late;
+        without_pv_eoi |= row.without_pv_eoi();
         let _ = writeln!(
             out,
-            "| {} | {} | {} | {}{} | {} | {:.0} | {:.1} % | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {}{} | {} | {} | {} | {:.0} | {:.1} % | {}{} | {} | {} | {} | {} |",
             row.key.workload,
             row.key.vcpus,
             row.key.tasks,
             row.key.latency_us,
             if late { " (!)" } else { "" },
             row.key.mode,
+            number("l1_cpus", 0),
+            number("mips", 0),
             row.all_faults(),
             100.0 * parked / row.all_faults(),
             number("exits_per_fault", 2),
+            if row.without_pv_eoi() { " (e)" } else { "" },
             row.reasons(),
             number("useful_share", 3),
             number("late_p50_us", 0),
@@ -128,6 +137,9 @@ fn table(bench: &Bench, lane: &str) -> String {
     }
     if unresolved {
         out.push_str("\n(!): the pager delivered later than asked for by more than a fifth of the latency, on this emulator: compare the\nmodes with each other, not with the latency.\n");
+    }
+    if without_pv_eoi {
+        out.push_str("\n(e): PV EOI is off (note 4), so that each completion interrupt has one exit more, `eoi`.\n");
     }
     out
 }
@@ -145,8 +157,8 @@ pub(super) fn schema() -> String {
     let mut out = String::from(
         "# bench.json\n\n\
          `cargo xtask bench` writes target/bench/bench.json and target/bench/report.html; `--quick` leaves out what takes long, `--runs 2` checks that what\n\
-         is exact repeats within 1 %, `--docs` writes docs/performance.md and this page. A file has `schema` (2), `quick`, `runs`,\n\
-         `kernel`, `differences` (exact fields that did not repeat) and `records`. No two records have the same `lane` (svm, vmx), `mode`\n\
+         is exact repeats within 1 %, `--docs` writes docs/performance.md, its pictures and this page. A file has `schema` (3), `quick`, `runs`,\n\
+         `kernel` (a hash of its version, patches, Rust sources, configuration and compilers, not a commit), `differences` (exact fields that did not repeat) and `records`. No two records have the same `lane` (svm, vmx), `mode`\n\
          (blocking, kvm-apf, injected, hardware, hardware-polling), `workload`, `vcpus`, `tasks` and `latency_us`. Injected mode is what the case\n\
          tables call ve-apf. Of the fields below each record has all. One that has no value is null, and `absent` says why; of the others\n\
          `how` says how they were taken, and `exact` lists those that repeat.\n\n\
@@ -204,7 +216,10 @@ mod tests {
             page.contains("quick run") && page.contains("kernel abc") && page.contains("10000 (!)")
         );
         let blocking = page.lines().find(|l| l.contains("| blocking |")).unwrap();
-        assert!(blocking.contains("| 10000 | blocking | 100 | 99.0 % | 2.00 |"), "{blocking}");
+        assert!(
+            blocking.contains("| 10000 | blocking | 1 | 200 | 100 | 99.0 % | 2.00 |"),
+            "{blocking}"
+        );
         bench.quick = false;
         assert!(performance(&bench).contains("full run"));
         let columns = |line: &str| line.matches(" | ").count();

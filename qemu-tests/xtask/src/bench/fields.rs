@@ -65,6 +65,7 @@ impl Exact {
 }
 
 const NO_FAULTS: &str = "the workload has no such faults";
+const NO_SHARE: &str = "no task computes beside those that fault, or the VM was restored meanwhile";
 const NO_PROBE: &str =
     "counted on the lane vmx only, by Bochs's debugger, in one_at_a_time, of tasks that park";
 const NO_COMPUTE: &str = "no task computes beside, or what it does alone was not measured";
@@ -157,6 +158,14 @@ const FIELDS: &[Field] = &[
         take: |s| Some(json!(s.l1_cpus)),
     },
     Field {
+        name: "pv_eoi",
+        what: "the guest may end an interrupt without an exit; where not, each completion interrupt has one more (`eoi`)",
+        how: "the case table",
+        exact: Exact::Never,
+        absent: "not so",
+        take: |s| Some(json!(s.pv_eoi)),
+    },
+    Field {
         name: "mips",
         what: "instructions that each of them executes in a microsecond of its time",
         how: "the case table",
@@ -169,7 +178,7 @@ const FIELDS: &[Field] = &[
         what: "CPU time of the computing tasks, and of the others' own work, over wall time",
         how: "the guest's scheduler; a task whose fault stops the vCPU is charged for that. Own work: as much as the touching tasks take for the same with all memory there, `own_us`",
         exact: Exact::Never,
-        absent: NO_FAULTS,
+        absent: NO_SHARE,
         take: |s| s.of_a_share("useful_share"),
     },
     Field {
@@ -177,7 +186,7 @@ const FIELDS: &[Field] = &[
         what: "the highest `useful_share` there can be: min(N C / (C + L), 1); 1 beside a computing task",
         how: "computed",
         exact: Exact::Never,
-        absent: NO_FAULTS,
+        absent: NO_SHARE,
         take: |s| s.of_a_share("bound"),
     },
     Field {

@@ -19,7 +19,7 @@ pub(super) fn page(bench: &Bench) -> String {
          <title>ve-apf: benchmark</title>\n<style>{STYLE}</style></head><body>\n<h1>Missing pages, four ways</h1>\n\
          <p>The same kernel, VMM, pager, workload and latency in each mode. <b>blocking</b>: the vCPU stops. <b>kvm-apf</b>: KVM's \
          asynchronous page fault. <b>injected</b>: KVM injects #VE. <b>hardware</b>: the CPU raises it. {kind}, kernel {}, \
-         PREEMPT, HZ=250, -O2. Beside the tasks that fault, one computes.</p>\n",
+         PREEMPT, HZ=250, -O2. Beside the tasks that fault one computes; where none does there is no useful share.</p>\n",
         escape(&bench.kernel)
     );
     legend(&mut out);

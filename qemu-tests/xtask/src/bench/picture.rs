@@ -11,8 +11,6 @@ use std::fmt::Write;
 const COLUMNS: usize = 2;
 /// Around each chart.
 const GAP: f64 = 16.0;
-/// Over each chart: its title, and two lines of what it shows.
-const CAPTION: f64 = 56.0;
 const LINE: f64 = 15.0;
 /// Letters of the caption's size that a chart is wide.
 const LETTERS: usize = 95;
@@ -28,7 +26,10 @@ pub(super) fn picture(bench: &Bench, lane: &str) -> Option<String> {
     if drawn.is_empty() {
         return None;
     }
-    let (across, down) = (WIDTH + GAP, CAPTION + HEIGHT + GAP);
+    let lines = drawn.iter().map(|(_, note, _)| textwrap::wrap(note, LETTERS).len()).max();
+    #[expect(clippy::cast_precision_loss, reason = "coordinates")]
+    let caption = LINE * (2 + lines.unwrap_or(0)) as f64;
+    let (across, down) = (WIDTH + GAP, caption + HEIGHT + GAP);
     let (mut right, mut body, mut y) = (0.0_f64, String::new(), HEAD);
     for row in drawn.chunks(COLUMNS) {
         let mut x = GAP;
@@ -41,7 +42,7 @@ pub(super) fn picture(bench: &Bench, lane: &str) -> Option<String> {
             }
             let place = format!(
                 "<svg x=\"{x}\" y=\"{}\" width=\"{WIDTH}\" height=\"{HEIGHT}\"",
-                y + CAPTION
+                y + caption
             );
             body.push_str(&chart.replacen("<svg", &place, 1));
             x += across;

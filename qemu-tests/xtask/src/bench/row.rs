@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Grows when a field changes its meaning or goes.
-pub(super) const SCHEMA: u32 = 2;
+pub(super) const SCHEMA: u32 = 3;
 
 /// The workload in which Bochs's debugger counts instructions.
 pub(super) const COUNTED: &str = "one_at_a_time_counted";
@@ -132,6 +132,11 @@ impl Row {
         self.values.get(field)?.as_f64()
     }
 
+    /// Each completion interrupt has an exit at its end.
+    pub(super) fn without_pv_eoi(&self) -> bool {
+        self.values.get("pv_eoi").and_then(Value::as_bool) == Some(false)
+    }
+
     /// Exits of a fault by reason, for a reader: "1.00 fault + 1.02 kick".
     pub(super) fn reasons(&self) -> String {
         let faults = self.all_faults();
@@ -220,6 +225,7 @@ pub(super) mod tests {
     use super::*;
     use crate::lane::Lane;
     use crate::report::figures;
+    use crate::{cases, paths};
     use serde_json::json;
 
     /// A row of a workload with these additions to its result.
@@ -300,6 +306,27 @@ pub(super) mod tests {
         assert_eq!(row.reasons(), "1.00 fault + 0.90 kick + 0.10 waited");
         assert_eq!(row.exact, ["faults", "kernel_faults"]);
         assert_eq!(row.values["kernel_parked"], Value::Null);
+    }
+
+    #[test]
+    fn without_a_computing_task_there_is_no_share() {
+        let row = row(Mode::Blocking, "one_at_a_time", json!({"compute": 0}));
+        assert_eq!(
+            (&row.values["useful_share"], &row.values["bound"]),
+            (&Value::Null, &Value::Null)
+        );
+        assert!(row.absent["useful_share"].contains("no task computes"));
+    }
+
+    #[test]
+    fn a_case_says_whether_it_has_pv_eoi() {
+        let suite = cases::load(&paths::root().join("qemu-tests/cases"), "bench").unwrap();
+        let value = json!({"kind": "result", "workload": "one_at_a_time", "tasks": 1, "latency_us": 1000, "faults": 1});
+        for (name, without) in [("exact@ve-apf", true), ("quick@ve-apf", false)] {
+            let case = suite.cases.iter().find(|case| case.name == name).unwrap();
+            let rows = of_case(case, &[Record { value: value.clone() }]);
+            assert_eq!(rows[0].without_pv_eoi(), without, "{name}");
+        }
     }
 
     #[test]

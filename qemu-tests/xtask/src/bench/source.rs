@@ -5,16 +5,13 @@ use crate::lane::Lane;
 use crate::record::Record;
 use serde_json::{Value, json};
 
-/// At the end of how something was taken.
-pub(super) const NO_PV_EOI: &str = "; PV EOI off";
-
 /// Where a record's fields come from.
 pub(super) struct Source<'a> {
     /// The machine.
     pub(super) lane: Lane,
     /// The machine's time is a count of instructions.
     pub(super) counts_time: bool,
-    /// Most interrupts of the guest need no exit to end.
+    /// The guest ends most interrupts without an exit.
     pub(super) pv_eoi: bool,
     /// CPUs of L1.
     pub(super) l1_cpus: u32,
@@ -31,10 +28,10 @@ pub(super) struct Source<'a> {
 impl Source<'_> {
     /// How a field was taken.
     pub(super) fn how(&self, how: &str) -> String {
-        let icount = self.lane == Lane::Svm && self.counts_time;
-        let icount = if icount { "; QEMU with -icount" } else { "" };
-        let eoi = if self.pv_eoi { "" } else { NO_PV_EOI };
-        format!("{how}{icount}{eoi}")
+        match (self.lane, self.counts_time) {
+            (Lane::Svm, true) => format!("{how}; QEMU with -icount"),
+            _ => how.to_owned(),
+        }
     }
 
     /// A number of the result.
@@ -47,10 +44,11 @@ impl Source<'_> {
         self.result.value.get(name).and_then(Value::as_u64)
     }
 
-    /// A share of the vCPU, or its bound. Who restores a VM is busy with that.
+    /// A share of the vCPU, or its bound, where a task computes beside those that fault. Who restores a VM is busy with that.
     pub(super) fn of_a_share(&self, name: &str) -> Option<Value> {
         let restored = self.result.text("workload") == "restore";
-        self.number(name).filter(|_| !restored).map(Value::from)
+        let computes = self.count("compute") != Some(0);
+        self.number(name).filter(|_| computes && !restored).map(Value::from)
     }
 
     /// A count in a part of the result.
@@ -63,12 +61,8 @@ impl Source<'_> {
         self.number("faults").unwrap_or(0.0) + self.number("kernel_faults").unwrap_or(0.0)
     }
 
-    /// What the debugger counted; `which`: `median`, or another one that [`super::probe`] reports. Where vCPUs stop, what lies between
-    /// its points is no fault that parks.
+    /// What the debugger counted; `which`: `median`, or another one that [`super::probe`] reports.
     pub(super) fn counted(&self, what: &str, which: &str) -> Option<Value> {
-        if self.mode == Mode::Blocking {
-            return None;
-        }
         let count = self.probe?.value.get(what)?.get(which)?;
         count.is_u64().then(|| count.clone())
     }

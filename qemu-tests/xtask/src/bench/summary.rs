@@ -1,7 +1,6 @@
 //! What follows from several records.
 
 use super::row::{Bench, Row};
-use super::source::NO_PV_EOI;
 use crate::lane::Lane;
 use std::collections::BTreeSet;
 
@@ -39,18 +38,7 @@ impl Bench {
             numbers.collect::<BTreeSet<u32>>().into_iter().collect()
         };
         let machine = if lane == Lane::Vmx.name() { Lane::Vmx } else { Lane::Svm };
-        let mut text = machine.about(&all("l1_cpus"), &all("mips"));
-        let of_lane = self.records.iter().filter(|row| row.key.lane == lane);
-        let with_eoi =
-            of_lane.filter(|row| row.how.get("exits").is_some_and(|how| how.ends_with(NO_PV_EOI)));
-        let with_eoi: BTreeSet<&str> = with_eoi.map(|row| row.key.workload.as_str()).collect();
-        if !with_eoi.is_empty() {
-            let names = with_eoi.into_iter().collect::<Vec<_>>().join(", ");
-            text.push_str(&format!(
-                "; without PV EOI, so that each interrupt has one more exit: {names}"
-            ));
-        }
-        text
+        machine.about(&all("l1_cpus"), &all("mips"))
     }
 
     /// Latencies and what a fault costs at each of them, in us.
@@ -109,10 +97,7 @@ fn break_even(blocking: &[(f64, f64)], other: &[(f64, f64)]) -> Option<BreakEven
 
 #[cfg(test)]
 mod tests {
-    use super::super::row::{SCHEMA, tests::row};
     use super::*;
-    use crate::cases::Mode;
-    use serde_json::json;
 
     #[test]
     fn break_even_is_where_the_costs_meet() {
@@ -125,19 +110,5 @@ mod tests {
         };
         assert!((us - 52.5).abs() < 1e-9, "{us}");
         assert_eq!(break_even(&blocking, &[]), None);
-    }
-
-    #[test]
-    fn what_has_one_more_exit_is_named() {
-        let mut records = vec![
-            row(Mode::VeApf, "user_touch", json!({})),
-            row(Mode::VeApf, "kernel_read", json!({})),
-        ];
-        let how = records[1].how.get_mut("exits").unwrap();
-        how.push_str(NO_PV_EOI);
-        let (quick, runs, kernel, differences) = (true, 1, String::new(), Vec::new());
-        let bench = Bench { schema: SCHEMA, quick, runs, kernel, differences, records };
-        let about = bench.about("vmx");
-        assert!(about.ends_with("each interrupt has one more exit: kernel_read"), "{about}");
     }
 }

@@ -24,7 +24,7 @@ pub(super) struct Entry {
     timeout_s: u64,
     /// Runs in L2, under our VMM, one after the other.
     workload: Option<OneOrMore>,
-    /// In these modes only one of so many pages is touched.
+    /// By mode: of so many of the workload's pages only one is touched.
     #[serde(default)]
     one_page_of: BTreeMap<String, usize>,
     #[serde(default)]
@@ -102,6 +102,20 @@ enum Param {
     Text(String),
 }
 
+/// This run with one of so many of its pages.
+fn with_fewer_pages(run: &str, of: usize) -> Result<String> {
+    anyhow::ensure!(of > 1, "{of} makes nothing fewer: 2 or more");
+    let (before, rest) =
+        run.split_once(":pages=").with_context(|| format!("{run} does not say how many pages"))?;
+    let (pages, after) = rest.find(':').map_or((rest, ""), |end| rest.split_at(end));
+    let pages: usize = pages.parse().with_context(|| format!("{run}: pages={pages}"))?;
+    anyhow::ensure!(
+        pages > 0 && pages.is_multiple_of(of),
+        "{run}: its pages are no multiple of {of}"
+    );
+    Ok(format!("{before}:pages={}{after}", pages / of))
+}
+
 fn only_ve_apf() -> Vec<Mode> {
     vec![Mode::VeApf]
 }
@@ -141,10 +155,12 @@ impl Entry {
         if self.workload.is_some() && self.exit == 0 {
             expect.extend(ALWAYS.iter().map(|e| (*e).to_owned()));
         }
-        for name in self.expect_in.keys().chain(self.one_page_of.keys()) {
+        let expected = self.expect_in.keys().map(|mode| ("expect_in", mode));
+        let fewer = self.one_page_of.keys().map(|mode| ("one_page_of", mode));
+        for (key, name) in expected.chain(fewer) {
             anyhow::ensure!(
                 self.modes.iter().any(|m| m.name() == name),
-                "the mode {name}, which it has something special for, is not among its modes"
+                "{key} names the mode {name}, which is not among its modes"
             );
         }
         for (name, more) in &self.expect_in {
@@ -200,21 +216,18 @@ impl Entry {
 
     /// Its workload in this mode, as the payload wants to be told of it.
     fn runs(&self, mode: Mode) -> Result<String> {
-        let runs = self.workload.as_ref().map_or(String::new(), |runs| runs.as_slice().join("+"));
-        let Some(of) = self.one_page_of.get(mode.name()) else { return Ok(runs) };
-        anyhow::ensure!(
-            !self.params.contains_key("pages"),
-            "one_page_of is of the pages that `workload` names, not of those in `params`"
-        );
-        let fewer = |option: &str| -> Result<String> {
-            let Some(pages) = option.strip_prefix("pages=") else { return Ok(option.to_owned()) };
-            let pages: usize = pages.parse().with_context(|| format!("{option}: no number"))?;
-            let whole = pages.checked_div(*of).filter(|fewer| *fewer > 0 && fewer * of == pages);
-            let fewer = whole.with_context(|| format!("{option}: no multiple of {of}"))?;
-            Ok(format!("pages={fewer}"))
+        let Some(workload) = &self.workload else {
+            anyhow::ensure!(self.one_page_of.is_empty(), "one_page_of is for a workload");
+            return Ok(String::new());
         };
-        let run = |run: &str| Ok(run.split(':').map(fewer).collect::<Result<Vec<_>>>()?.join(":"));
-        Ok(runs.split('+').map(run).collect::<Result<Vec<_>>>()?.join("+"))
+        let runs = workload.as_slice();
+        anyhow::ensure!(
+            !runs.is_empty() && runs.iter().all(|run| !run.is_empty() && !run.contains('+')),
+            "workload must be a run or a list of them, none of them empty or with a +"
+        );
+        let Some(of) = self.one_page_of.get(mode.name()) else { return Ok(runs.join("+")) };
+        let fewer: Result<Vec<_>> = runs.iter().map(|run| with_fewer_pages(run, *of)).collect();
+        Ok(fewer.with_context(|| format!("one_page_of.{}", mode.name()))?.join("+"))
     }
 
     /// Kernel parameters of L2.

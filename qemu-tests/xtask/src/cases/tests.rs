@@ -50,12 +50,32 @@ fn a_mode_may_have_a_part_of_the_pages() {
         argv(1)
     );
     for (of, says) in [
-        ("one_page_of.blocking = 16", "pages=8: no multiple of 16"),
-        ("one_page_of.blocking = 0", "no multiple of 0"),
-        ("one_page_of.kvm-apf = 4", "not among its modes"),
-        ("one_page_of.blocking = 4\nparams.pages = 8", "not of those in `params`"),
+        (
+            "one_page_of.blocking = 16",
+            "one_page_of.blocking: execve:tasks=4:pages=8:compute=0: its pages",
+        ),
+        ("one_page_of.blocking = 0", "one_page_of.blocking: 0 makes"),
+        ("one_page_of.kvm-apf = 4", "one_page_of names the mode kvm-apf"),
+        ("expect_in.hardware = []", "expect_in names the mode hardware"),
     ] {
         let error = case(of).unwrap_err();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn a_workload_is_a_run_or_several() {
+    for (keys, says) in [
+        ("workload = []", "none of them empty"),
+        ("workload = \"\"", "none of them empty"),
+        ("workload = [\"info\", \"\"]", "none of them empty"),
+        ("workload = \"info+info\"", "with a +"),
+        ("workload = \"user_touch\"\none_page_of.ve-apf = 2", "how many pages"),
+        ("argv = [\"/bin/true\"]\none_page_of.ve-apf = 2", "for a workload"),
+    ] {
+        let text =
+            format!("{HEAD}[[case]]\nname = \"a\"\nboot = \"main\"\ntimeout_s = 6\n{keys}\n");
+        let error = format!("{:#}", read(&text).unwrap_err());
         assert!(error.contains(says), "{error}");
     }
 }
