@@ -27,8 +27,8 @@
 /*
  * Read only: VE_APF_CAPS_SIGNATURE in bits 63:32, Caps in bits 31:0.
  *
- * Reads 0 where the feature cannot be used by this vCPU; #GP (or 0, with KVM's ignore_msrs)
- * on a host without ve-apf. A write is #GP.
+ * #GP (or 0, with KVM's ignore_msrs) on a host without ve-apf, and where this vCPU cannot use it.
+ * A write is #GP.
  */
 #define VE_APF_MSR_CAPS 0x4b564de0
 

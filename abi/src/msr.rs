@@ -15,8 +15,8 @@ pub const VE_APF_MSR_EN: u32 = 0x4b56_4d02;
 pub const VE_APF_MSR_INT: u32 = 0x4b56_4d06;
 /// Read only: [`VE_APF_CAPS_SIGNATURE`] in bits 63:32, [`Caps`] in bits 31:0.
 ///
-/// Reads 0 where the feature cannot be used by this vCPU; #GP (or 0, with KVM's `ignore_msrs`)
-/// on a host without ve-apf. A write is #GP.
+/// #GP (or 0, with KVM's `ignore_msrs`) on a host without ve-apf, and where this vCPU cannot use it.
+/// A write is #GP.
 pub const VE_APF_MSR_CAPS: u32 = 0x4b56_4de0;
 /// The VE info area of this vCPU: [`VE_APF_VEINFO_ENABLE`] and [`VE_APF_VEINFO_PAGE_MASK`]. 0 is off.
 ///

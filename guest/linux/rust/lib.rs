@@ -4,8 +4,9 @@
 //! * [`cpu`]: one CPU as the state machine sees it; the only place that calls them.
 //! * [`ring_ptr`], [`ve_info_ptr`]: the pages shared with the host and with the CPU.
 //!
-//! All of it runs with interrupts off, on the ring's own CPU, except that a task that slept in
-//! [`ve_apf_guest_exception`] may wake up on another one.
+//! All of it runs with interrupts off, on the ring's own CPU, but for two waits in
+//! [`ve_apf_guest_exception`]: a task that slept may wake up on another one, and a vCPU that stands
+//! still takes interrupts, and may run other tasks, where the code that faulted allowed that.
 #![no_std]
 #![deny(unsafe_op_in_unsafe_fn)]
 
