@@ -104,9 +104,7 @@ fn eoi(bench: &Bench, lane: &str, workload: &str) -> String {
     if !bench.records.iter().any(without) {
         return String::new();
     }
-    format!(
-        " PV EOI is off in {workload}, except where the vCPU stops: each completion has one exit more."
-    )
+    format!(" PV EOI is off in {workload}: a completion interrupt has one exit more.")
 }
 
 fn by_latency(bench: &Bench, lane: &str, field: &str) -> Vec<Line> {
