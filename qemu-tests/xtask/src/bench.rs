@@ -9,6 +9,7 @@ use crate::runner::{self, Lab, Status};
 use crate::{kernel, paths, setup};
 use anyhow::{Context, Result};
 use clap::Args;
+use picture::Pictures;
 use row::{Bench, Row};
 use std::path::{Path, PathBuf};
 
@@ -164,10 +165,12 @@ fn write(bench: &Bench, dir: &Path, docs: bool) -> Result<()> {
     let json = serde_json::to_string_pretty(bench).context("writing bench.json")?;
     paths::write_atomic(&dir.join("bench.json"), json.as_bytes())?;
     paths::write_atomic(&dir.join("report.html"), page::page(bench).as_bytes())?;
-    write_performance(bench, dir)?;
+    let pictures = picture::pictures(bench);
+    let performance = docs::performance(bench, &pictures);
+    write_performance(dir, &performance, &pictures)?;
     if docs {
         let docs = paths::root().join("docs");
-        write_performance(bench, &docs)?;
+        write_performance(&docs, &performance, &pictures)?;
         paths::write_atomic(&docs.join("bench.md"), docs::schema().as_bytes())?;
     }
     println!("\n{}", docs::targets(bench));
@@ -177,11 +180,11 @@ fn write(bench: &Bench, dir: &Path, docs: bool) -> Result<()> {
 }
 
 /// performance.md and its pictures; none of an earlier run is left beside it.
-fn write_performance(bench: &Bench, dir: &Path) -> Result<()> {
-    paths::write_atomic(&dir.join("performance.md"), docs::performance(bench).as_bytes())?;
+fn write_performance(dir: &Path, text: &str, pictures: &Pictures) -> Result<()> {
+    paths::write_atomic(&dir.join("performance.md"), text.as_bytes())?;
     for lane in summary::LANES {
-        let path = dir.join(docs::picture_name(lane));
-        match picture::picture(bench, lane) {
+        let path = dir.join(picture::name(lane));
+        match pictures.get(lane) {
             Some(svg) => paths::write_atomic(&path, svg.as_bytes())?,
             None if path.exists() => std::fs::remove_file(&path).context("an earlier picture")?,
             None => {}

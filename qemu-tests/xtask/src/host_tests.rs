@@ -69,15 +69,10 @@ pub(crate) fn run(log: &Path) -> Result<(Outcome, Counts)> {
     ));
     let ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     let outcome = Outcome {
-        name: "host tests".into(),
-        status,
-        why,
-        late: false,
-        again: false,
         note: format!("{} tests", counts.passed + counts.failed),
         ms,
         log: Some(log.to_owned()),
-        records: Vec::new(),
+        ..Outcome::new("host tests", status, why)
     };
     Ok((outcome, counts))
 }

@@ -63,11 +63,15 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// A case that was not run.
     pub(crate) fn skipped(name: &str, why: &str) -> Self {
-        let status = Status::Skipped;
+        Self::new(name, Status::Skipped, vec![why.into()])
+    }
+
+    /// A case that ended so; of it nothing else is known yet.
+    pub(crate) fn new(name: &str, status: Status, why: Vec<String>) -> Self {
         Self {
             name: name.into(),
             status,
-            why: vec![why.into()],
+            why,
             late: false,
             again: false,
             note: String::new(),
@@ -199,10 +203,8 @@ fn run_group(lab: &Lab, group: &Group<'_>) -> Result<Vec<Outcome>> {
         if console.end == End::Complete {
             outcomes.push(l1_log(&name, &console));
             for case in left {
-                let mut outcome = Outcome::skipped(&case.name, "");
-                outcome.status = Status::Failed;
-                outcome.why = vec!["L1 ended its plan without running this".into()];
-                outcomes.push(outcome);
+                let why = vec!["L1 ended its plan without running this".into()];
+                outcomes.push(Outcome::new(&case.name, Status::Failed, why));
             }
             break;
         }
@@ -219,19 +221,16 @@ fn run_group(lab: &Lab, group: &Group<'_>) -> Result<Vec<Outcome>> {
         }
         let log = write_log(lab, case, &console.tail)?;
         let how = if console.end == End::TimedOut { "L1 hung" } else { "L1 died" };
+        let why = std::iter::once(format!("{how} while this ran"))
+            .chain(console.hang.cpus)
+            .chain(last_words(&console.tail))
+            .collect();
         outcomes.push(Outcome {
-            name: case.name.clone(),
-            status: Status::Failed,
-            why: std::iter::once(format!("{how} while this ran"))
-                .chain(console.hang.cpus)
-                .chain(last_words(&console.tail))
-                .collect(),
-            late: false,
             again: again.take().is_some(),
             note: console.hang.lost.unwrap_or_default(),
-            ms: 0,
             log: Some(log),
             records: console.tail.records,
+            ..Outcome::new(&case.name, Status::Failed, why)
         });
         left = rest;
     }
@@ -304,8 +303,7 @@ fn judge(lab: &Lab, case: &Case, section: &Section) -> Result<Outcome> {
     let ms = u64::try_from(section.took.as_millis()).unwrap_or(u64::MAX);
     let status = if why.is_empty() { Status::Passed } else { Status::Failed };
     let log = Some(write_log(lab, case, section)?);
-    let (name, note) = (case.name.clone(), String::new());
-    Ok(Outcome { name, status, why, late, again: false, note, ms, log, records })
+    Ok(Outcome { late, ms, log, records, ..Outcome::new(&case.name, status, why) })
 }
 
 /// The kernel log of L1 counts as a case: what it complains of concerns all of them.
@@ -323,7 +321,7 @@ fn l1_log(name: &str, console: &Console) -> Outcome {
     }
     let status = if why.is_empty() { Status::Passed } else { Status::Failed };
     let name = format!("{name}: kernel log of L1 is clean");
-    Outcome { status, why, ..Outcome::skipped(&name, "") }
+    Outcome::new(&name, status, why)
 }
 
 /// The lines that tell why, or else the last ones.

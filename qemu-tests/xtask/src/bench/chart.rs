@@ -1,6 +1,6 @@
 //! Charts as SVG inside the report or a picture, whose style sheet has the colours.
 
-use crate::report::svg::escape;
+use crate::report::svg::{escape, text};
 use std::fmt::Write;
 
 /// Of a chart.
@@ -95,11 +95,7 @@ impl Plane {
     }
 
     fn text(&mut self, x: f64, y: f64, class: &str, content: &str) {
-        let content = escape(content);
-        let _ = writeln!(
-            self.body,
-            "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{content}</text>"
-        );
+        text(&mut self.body, x, y, class, content);
     }
 
     fn svg(self, title: &str) -> String {

@@ -1,7 +1,7 @@
 //! docs/performance.md and docs/bench.md.
 
 use super::fields;
-use super::picture::picture;
+use super::picture::{self, Pictures};
 use super::row::{Bench, Row};
 use super::sections;
 use super::summary::{BreakEven, MODES};
@@ -24,13 +24,8 @@ pub(super) fn targets(bench: &Bench) -> String {
     out
 }
 
-/// The name of a lane's picture, beside docs/performance.md.
-pub(super) fn picture_name(lane: &str) -> String {
-    format!("performance-{lane}.svg")
-}
-
-/// docs/performance.md.
-pub(super) fn performance(bench: &Bench) -> String {
+/// docs/performance.md, which has these pictures beside it.
+pub(super) fn performance(bench: &Bench, pictures: &Pictures) -> String {
     let kind = if bench.quick { "a quick run (`--quick`)" } else { "a full run" };
     let mut out = format!(
         "# Performance\n\n\
@@ -62,8 +57,9 @@ pub(super) fn performance(bench: &Bench) -> String {
         );
     }
     for lane in bench.lanes() {
-        if picture(bench, lane).is_some() {
-            let _ = write!(out, "\n## {lane}\n\n![charts of {lane}]({})\n", picture_name(lane));
+        if pictures.contains_key(lane) {
+            let file = picture::name(lane);
+            let _ = write!(out, "\n## {lane}\n\n![charts of {lane}]({file})\n");
         }
         let _ = write!(out, "\n## {lane}: break-even\n\n{}", break_even(bench, lane));
         out.push_str(&sections::sections(bench, lane));
@@ -158,7 +154,8 @@ pub(super) fn schema() -> String {
         "# bench.json\n\n\
          `cargo xtask bench` writes target/bench/bench.json and target/bench/report.html; `--quick` leaves out what takes long, `--runs 2` checks that what\n\
          is exact repeats within 1 %, `--docs` writes docs/performance.md, its pictures and this page. A file has `schema` (3), `quick`, `runs`,\n\
-         `kernel` (a hash of its version, patches, Rust sources, configuration and compilers, not a commit), `differences` (exact fields that did not repeat) and `records`. No two records have the same `lane` (svm, vmx), `mode`\n\
+         `kernel` (a hash of its version, patches, Rust sources, configuration and compilers, not a commit), `differences` (exact fields\n\
+         that did not repeat) and `records`. No two records have the same `lane` (svm, vmx), `mode`\n\
          (blocking, kvm-apf, injected, hardware, hardware-polling), `workload`, `vcpus`, `tasks` and `latency_us`. Injected mode is what the case\n\
          tables call ve-apf. Of the fields below each record has all. One that has no value is null, and `absent` says why; of the others\n\
          `how` says how they were taken, and `exact` lists those that repeat.\n\n\
@@ -179,7 +176,8 @@ pub(super) fn schema() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::row::{SCHEMA, tests::row};
+    use super::super::row::SCHEMA;
+    use super::super::row::tests::{bench, row};
     use super::*;
     use crate::cases::Mode;
     use crate::paths;
@@ -203,15 +201,8 @@ mod tests {
             row(Mode::VeApf, "user_touch", late),
             row(Mode::Blocking, "user_touch", json!({})),
         ];
-        let mut bench = Bench {
-            schema: SCHEMA,
-            quick: true,
-            runs: 1,
-            kernel: "abc".into(),
-            differences: Vec::new(),
-            records,
-        };
-        let page = performance(&bench);
+        let mut bench = Bench { kernel: "abc".into(), ..bench(records) };
+        let page = performance(&bench, &picture::pictures(&bench));
         assert!(
             page.contains("quick run") && page.contains("kernel abc") && page.contains("10000 (!)")
         );
@@ -221,7 +212,7 @@ mod tests {
             "{blocking}"
         );
         bench.quick = false;
-        assert!(performance(&bench).contains("full run"));
+        assert!(performance(&bench, &Pictures::new()).contains("full run"));
         let columns = |line: &str| line.matches(" | ").count();
         assert!(targets(&bench).lines().skip(2).all(|line| columns(line) == 4));
     }

@@ -101,7 +101,7 @@ pub(super) fn section(out: &mut String, bench: &Bench, lane: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::row::{SCHEMA, tests::row};
+    use super::super::row::tests::{bench, row};
     use super::*;
     use crate::cases::Mode;
     use serde_json::json;
@@ -124,14 +124,7 @@ mod tests {
             ours.exact.iter().filter(|f| f.contains("tsc") || f.contains("kind")).count(),
             3
         );
-        let bench = Bench {
-            schema: SCHEMA,
-            quick: true,
-            runs: 1,
-            kernel: String::new(),
-            differences: Vec::new(),
-            records: vec![stock, ours],
-        };
+        let bench = bench(vec![stock, ours]);
         let mut page = String::new();
         section(&mut page, &bench, "svm");
         assert_eq!(page, "");

@@ -139,7 +139,7 @@ fn records(out: &mut String, bench: &Bench) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::row::{SCHEMA, tests::row};
+    use super::super::row::tests::{bench, row};
     use super::*;
     use crate::cases::Mode;
     use serde_json::json;
@@ -161,14 +161,7 @@ mod tests {
                 ]
             })
             .collect();
-        let bench = Bench {
-            schema: SCHEMA,
-            quick: true,
-            runs: 1,
-            kernel: "a<b".into(),
-            differences: Vec::new(),
-            records,
-        };
+        let bench = Bench { kernel: "a<b".into(), ..bench(records) };
         let page = page(&bench);
         assert!(page.contains("a&lt;b") && page.contains("quick run"));
         assert_eq!(page.matches("<figure>").count(), 7);

@@ -4,8 +4,9 @@ use super::chart::{HEIGHT, WIDTH};
 use super::charts::{REASONS, charts};
 use super::page::STYLE;
 use super::row::Bench;
-use super::summary::MODES;
-use crate::report::svg::escape;
+use super::summary::{LANES, MODES};
+use crate::report::svg::text;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 const COLUMNS: usize = 2;
@@ -17,16 +18,32 @@ const LETTERS: usize = 95;
 /// Over all of them, with what the colours are.
 const HEAD: f64 = 48.0;
 
+/// Pictures, by lane.
+pub(super) type Pictures = BTreeMap<&'static str, String>;
+
+/// Of each lane in which something was measured.
+pub(super) fn pictures(bench: &Bench) -> Pictures {
+    LANES.into_iter().filter_map(|lane| Some((lane, picture(bench, lane)?))).collect()
+}
+
+/// A picture's file, beside performance.md.
+pub(super) fn name(lane: &str) -> String {
+    format!("performance-{lane}.svg")
+}
+
 /// All charts of `lane`, two beside each other; none if nothing was measured there.
-pub(super) fn picture(bench: &Bench, lane: &str) -> Option<String> {
-    let drawn: Vec<(&str, String, String)> = charts(bench, lane)
+fn picture(bench: &Bench, lane: &str) -> Option<String> {
+    let wrapped = |note: &str| -> Vec<String> {
+        textwrap::wrap(note, LETTERS).into_iter().map(Into::into).collect()
+    };
+    let drawn: Vec<(&str, Vec<String>, String)> = charts(bench, lane)
         .into_iter()
-        .filter_map(|(title, note, chart)| Some((title, note, chart?)))
+        .filter_map(|(title, note, chart)| Some((title, wrapped(&note), chart?)))
         .collect();
     if drawn.is_empty() {
         return None;
     }
-    let lines = drawn.iter().map(|(_, note, _)| textwrap::wrap(note, LETTERS).len()).max();
+    let lines = drawn.iter().map(|(_, note, _)| note.len()).max();
     #[expect(clippy::cast_precision_loss, reason = "coordinates")]
     let caption = LINE * (2 + lines.unwrap_or(0)) as f64;
     let (across, down) = (WIDTH + GAP, caption + HEIGHT + GAP);
@@ -36,9 +53,9 @@ pub(super) fn picture(bench: &Bench, lane: &str) -> Option<String> {
         for (title, note, chart) in row {
             text(&mut body, x, y + LINE, "title", title);
             let mut line = y + LINE;
-            for words in textwrap::wrap(note, LETTERS) {
+            for words in note {
                 line += LINE;
-                text(&mut body, x, line, "about", &words);
+                text(&mut body, x, line, "about", words);
             }
             let place = format!(
                 "<svg x=\"{x}\" y=\"{}\" width=\"{WIDTH}\" height=\"{HEIGHT}\"",
@@ -78,14 +95,9 @@ fn key<'a>(out: &mut String, y: f64, names: impl Iterator<Item = (String, &'a st
     }
 }
 
-fn text(out: &mut String, x: f64, y: f64, class: &str, content: &str) {
-    let content = escape(content);
-    let _ = writeln!(out, "<text class=\"{class}\" x=\"{x}\" y=\"{y}\">{content}</text>");
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::row::{SCHEMA, tests::row};
+    use super::super::row::tests::{bench, row};
     use super::*;
     use crate::cases::Mode;
     use serde_json::json;
@@ -98,14 +110,7 @@ mod tests {
             row(Mode::VeApf, "kernel_read", json!({"kernel_faults": 9, "kernel_parked": 9})),
         ];
         let lane = records[0].key.lane.clone();
-        let bench = Bench {
-            schema: SCHEMA,
-            quick: true,
-            runs: 1,
-            kernel: "a".into(),
-            differences: Vec::new(),
-            records,
-        };
+        let bench = Bench { kernel: "a".into(), ..bench(records) };
         let svg = picture(&bench, &lane).unwrap();
         let drawn = charts(&bench, &lane).iter().filter(|(.., chart)| chart.is_some()).count();
         assert!(drawn > 1);

@@ -228,6 +228,12 @@ pub(super) mod tests {
     use crate::{cases, paths};
     use serde_json::json;
 
+    /// A quick run with these records, of a kernel without a name.
+    pub(in crate::bench) fn bench(records: Vec<Row>) -> Bench {
+        let (quick, runs, kernel, differences) = (true, 1, String::new(), Vec::new());
+        Bench { schema: SCHEMA, quick, runs, kernel, differences, records }
+    }
+
     /// A row of a workload with these additions to its result.
     pub(in crate::bench) fn row(mode: Mode, workload: &str, more: Value) -> Row {
         let mut value = json!({
@@ -276,14 +282,8 @@ pub(super) mod tests {
 
     #[test]
     fn earlier_records_are_kept_unless_replaced() {
-        let bench = |kernel: &str, records| Bench {
-            schema: SCHEMA,
-            quick: false,
-            runs: 1,
-            kernel: kernel.into(),
-            differences: Vec::new(),
-            records,
-        };
+        let bench =
+            |kernel: &str, records| Bench { quick: false, kernel: kernel.into(), ..bench(records) };
         let touch = |faults: u64| row(Mode::VeApf, "user_touch", json!({ "faults": faults }));
         let other = || row(Mode::VeApf, "burst", json!({}));
         let mut new = bench("k", vec![touch(7)]);

@@ -102,21 +102,14 @@ fn rates(out: &mut String, bench: &Bench, lane: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::row::{SCHEMA, tests::row};
+    use super::super::row::tests::{bench, row};
     use super::*;
     use crate::cases::Mode;
     use serde_json::json;
 
     #[test]
     fn only_what_was_measured_has_a_section() {
-        let mut bench = Bench {
-            schema: SCHEMA,
-            quick: true,
-            runs: 1,
-            kernel: String::new(),
-            differences: Vec::new(),
-            records: vec![row(Mode::VeApf, "user_touch", json!({}))],
-        };
+        let mut bench = bench(vec![row(Mode::VeApf, "user_touch", json!({}))]);
         assert_eq!(sections(&bench, "vmx"), "");
         let more = json!({"first_us": 12_345, "first_pages": 678, "answers": 128, "pager": {"restored": 900}});
         bench.records.push(row(Mode::VeApf, "restore", more));

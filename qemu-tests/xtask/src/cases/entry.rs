@@ -163,11 +163,7 @@ impl Entry {
                 "{key} names the mode {name}, which is not among its modes"
             );
         }
-        for (name, more) in &self.expect_in {
-            if name == mode.name() {
-                expect.extend(more.iter().cloned());
-            }
-        }
+        expect.extend(self.expect_in.get(mode.name()).into_iter().flatten().cloned());
         expect.extend(self.expect.iter().cloned());
         let expect = expect
             .iter()

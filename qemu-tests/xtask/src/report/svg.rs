@@ -87,7 +87,8 @@ fn legend(body: &mut String) {
     }
 }
 
-fn text(body: &mut String, x: f64, y: f64, class: &str, content: &str) {
+/// A line of text.
+pub(crate) fn text(body: &mut String, x: f64, y: f64, class: &str, content: &str) {
     let content = escape(content);
     let _ = writeln!(body, "<text x=\"{x:.1}\" y=\"{y:.1}\" class=\"{class}\">{content}</text>");
 }

@@ -1,20 +1,9 @@
 //! Tests of the targets.
 
 use super::*;
-use crate::bench::row::{Row, SCHEMA, tests::row};
+use crate::bench::row::tests::{bench, row};
 use crate::cases::Mode;
 use serde_json::json;
-
-fn bench(records: Vec<Row>) -> Bench {
-    Bench {
-        schema: SCHEMA,
-        quick: true,
-        runs: 1,
-        kernel: String::new(),
-        differences: Vec::new(),
-        records,
-    }
-}
 
 fn find<'a>(all: &'a [Verdict], figure: &str) -> &'a Verdict {
     all.iter().find(|v| v.figure == figure).unwrap()
